@@ -1,0 +1,1 @@
+"""The command line of mlxfn, installed as the package mlxfn_cli."""

@@ -1,0 +1,1 @@
+"""Strategies and laws to test your own pieces with."""
