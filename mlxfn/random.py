@@ -25,7 +25,7 @@ def fold_in(key: mx.array, number: mx.array | int) -> mx.array:
 
     The number is mixed into one word of the key, which is a bijection, and the
     result is hashed by Threefry (Salmon et al., 2011), the generator behind
-    ``mx.random``. Different numbers therefore give different hashed keys.
+    ``mx.random``: two numbers share a key only by a 2**-64 accident.
 
     Args:
         key: uint32 [2].

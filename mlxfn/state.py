@@ -72,7 +72,8 @@ class RunState:
     # counted
     samples: int = 0  # rows trained on
     tokens: int = 0  # label tokens trained on
-    dropped_updates: int = 0  # consecutive non-finite updates up to now
+    epoch_total: float = 0.0  # summed loss of the label tokens of this epoch
+    epoch_weight: float = 0.0  # label tokens of this epoch
     # watched
     best_loss: float | None = None  # lowest validation loss so far
     best_step: int | None = None  # the update it was reached at
