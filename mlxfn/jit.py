@@ -61,10 +61,11 @@ def setup() -> Path | None:
     return _folder
 
 
-def _hold(folder: Path) -> None:
+def _hold(folder: Path) -> int:
     """Lock the folder for as long as this process lives; a kill frees it too."""
     handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 def _finish(shared: Path, folder: Path, owner: int) -> None:

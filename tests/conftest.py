@@ -1,0 +1,19 @@
+"""Set up what every test relies on: one BLAS, no network, and laws that repeat themselves in CI."""
+
+from __future__ import annotations
+
+import os
+
+# No test may reach for the hub: a name that is not on this machine fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis
+
+import mlxfn  # noqa: F401 - before mlx, which tests import themselves: it loads the fast BLAS
+
+# A first example pays for compilation, so there is no deadline; in CI the same examples run
+# every time, so that a red run means a change and not a draw.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
