@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from mlxfn import blas
 
-LINUX_CPU = sys.platform == "linux" and not blas._has_cuda()
+LINUX_CPU = sys.platform == "linux" and "mlx-cpu" in packages_distributions().get("mlx", [])
 on_linux_cpu = pytest.mark.skipif(not LINUX_CPU, reason="mlx brings its own fast BLAS here")
 
 

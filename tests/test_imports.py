@@ -17,8 +17,8 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 # Rooms from the ground up. A module may import from its own level or a lower one; within the
 # level of the leaves, families (losses, transforms, ...) do not import each other.
 LEVELS: dict[str, tuple[str, ...]] = {
-    "ground": ("errors", "tree", "random", "files", "cachedir", "jit", "blas"),
-    "values": ("state", "config", "configfile"),
+    "ground": ("errors", "tree", "random", "files", "cachedir", "jit", "blas", "signals"),
+    "values": ("state", "config", "configfile", "result"),
     "leaves": (
         "losses",
         "transforms",
@@ -52,7 +52,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "sinks",
         "testing",
     ),
-    "assembly": ("assemble",),
+    "assembly": ("assemble", "recorder", "rundir"),
     "run": ("run",),
     "cli": ("cli",),
 }
