@@ -27,6 +27,7 @@ class Loaded:
 
     config: Config
     notes: tuple[str, ...] = ()  # one sentence for each alias that was understood
+    given: tuple[frozenset[str], ...] = ()  # keys that each layer set: the file, the overrides
 
 
 def load(path: Path | None = None, *, overrides: Mapping[str, Any] | None = None) -> Loaded:
@@ -45,15 +46,14 @@ def load(path: Path | None = None, *, overrides: Mapping[str, Any] | None = None
         8
     """
     values = flatten(_read(path)) if path else {}
-    values.update(flatten(overrides or {}))
-    return build(values, where=str(path) if path else None)
+    return build(values, flatten(overrides or {}), where=str(path) if path else None)
 
 
-def build(values: Mapping[str, Any], *, where: str | None = None) -> Loaded:
+def build(*layers: Mapping[str, Any], where: str | None = None) -> Loaded:
     """Check values by dotted path and return the configuration they make.
 
     Args:
-        values: Values by dotted path, or by an accepted alias.
+        layers: Values by dotted path, or by an accepted alias; a later layer wins.
         where: The file they come from, for the message.
 
     Raises:
@@ -63,7 +63,14 @@ def build(values: Mapping[str, Any], *, where: str | None = None) -> Loaded:
         >>> build({"lr": 1e-3}).notes
         ("'lr' is read as 'optimizer.learning_rate'",)
     """
-    known, notes, errors = _resolve_names(values)
+    known, notes, errors, given = {}, [], [], []
+    for values in layers:
+        # Each layer by itself: an alias may override the same setting under its own name.
+        found, remarks, problems = _resolve_names(values)
+        known |= found
+        notes += remarks
+        errors += problems
+        given.append(frozenset(found))
     schema = sections()
     checked: Values = {}
     for name, value in known.items():
@@ -80,7 +87,7 @@ def build(values: Mapping[str, Any], *, where: str | None = None) -> Loaded:
             where=where,
             remedy="mlxfn config schema lists every key with its type and default",
         )
-    return Loaded(_assemble(checked), tuple(notes))
+    return Loaded(_assemble(checked), tuple(notes), tuple(given))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -244,7 +251,7 @@ def _nearest(name: str, candidates: Sequence[str]) -> str:
 
 def _check(field: attrs.Attribute[Any], value: Any) -> Any:
     check = field.metadata["check"]
-    wanted = check[0] if check else _type_name(field.type)
+    wanted = check[0] if check else type_name(field.type)
     try:
         structured = _converter.structure(value, field.type)
     except Exception as error:
@@ -300,16 +307,22 @@ def _show(value: Any) -> str:
         return repr(value)
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """Return a field's type in the words of a user.
+
+    Example:
+        >>> type_name(sections()["adapter.rank"].type), type_name(float | None)
+        ('an integer', 'a number')
+    """
     if kind is None or kind is type(None):
         return "nothing"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) in {list, dict, tuple}:
-        inner = "".join(f" of {_type_name(arg)}" for arg in get_args(kind)[-1:])
+        inner = "".join(f" of {type_name(arg)}" for arg in get_args(kind)[-1:])
         return {list: "a list", dict: "a table", tuple: "a list"}[get_origin(kind)] + inner
     if args := get_args(kind):
-        return " or ".join(_type_name(arg) for arg in args if arg is not type(None))
+        return " or ".join(type_name(arg) for arg in args if arg is not type(None))
     return {int: "an integer", float: "a number", str: "a text", bool: "true or false"}.get(
         kind, str(kind)
     )
@@ -318,7 +331,7 @@ def _type_name(kind: Any) -> str:
 def _strict(kind: type, accepts: tuple[type, ...]) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(_type_name(kind))
+            raise ValueError(type_name(kind))
         return kind(value)
 
     return structure
@@ -332,14 +345,14 @@ def _union(value: Any, kind: Any) -> Any:
             return _converter.structure(value, arm)
         except Exception:  # noqa: BLE001, S112 - cattrs raises many kinds; the next arm may fit
             continue
-    raise ValueError(_type_name(kind))
+    raise ValueError(type_name(kind))
 
 
 def _sequence(value: Any, kind: Any) -> Any:
     args = get_args(kind)
     exact = get_origin(kind) is tuple
     if not isinstance(value, list | tuple) or (exact and len(value) != len(args)):
-        raise ValueError(_type_name(kind))
+        raise ValueError(type_name(kind))
     kinds = args if exact else args * len(value)
     items = [_converter.structure(item, arm) for item, arm in zip(value, kinds, strict=True)]
     return tuple(items) if exact else items
@@ -348,7 +361,7 @@ def _sequence(value: Any, kind: Any) -> Any:
 def _literal(value: Any, kind: Any) -> Any:
     allowed = get_args(kind)
     if not any(value == option and type(value) is type(option) for option in allowed):
-        raise ValueError(_type_name(kind))
+        raise ValueError(type_name(kind))
     return value
 
 
