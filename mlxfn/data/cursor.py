@@ -1,0 +1,169 @@
+"""The stream of batches: any position of any epoch can be asked for, so a cursor is two numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import mlx.core as mx
+import numpy as np
+
+from mlxfn.data.buckets import bucket_for, choose_buckets
+from mlxfn.data.collate import HostBatch, check_ids, collate
+from mlxfn.data.order import batch_count, epoch_batches
+from mlxfn.data.pack import pack
+from mlxfn.data.report import BucketUse, ShapeReport
+from mlxfn.data.rows import EncodedRows
+from mlxfn.errors import DataError
+from mlxfn.state import IGNORED, Batch
+
+_PLANS = 2  # epochs whose order is remembered: the present one, and the next one being prepared
+
+
+class Loader:
+    """Batches of a split as a pure function of (epoch, position).
+
+    Args:
+        rows: The encoded rows.
+        batch_size: Rows in a batch (B); one batch of an epoch may hold fewer and is filled up
+            with empty rows.
+        seed: Seed of the order.
+        shuffle: A new order each epoch; False takes rows in file order.
+        vocab_size: Rows of the model's embedding (V); every id is checked against it.
+        max_seq_length: Longest row, and the capacity of a packed row.
+        packing: Several documents in one row, marked by segments.
+        bucket_count: Most different lengths of batches; each is one compiled trace.
+
+    Raises:
+        DataError: There are no rows, or one has an id outside the vocabulary.
+
+    Example:
+        >>> rows = EncodedRows.of([([1, 2], [2, 3]), ([4], [5]), ([6, 7, 8], [7, 8, 9])])
+        >>> loader = Loader(rows, 2, seed=0, shuffle=False, vocab_size=10, max_seq_length=16)
+        >>> loader.batches_per_epoch, loader.batch(0, 1).tokens.tolist()[0]
+        (2, [6, 7, 8, 0, 0, 0, 0, 0])
+    """
+
+    def __init__(
+        self,
+        rows: EncodedRows,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        vocab_size: int,
+        max_seq_length: int,
+        packing: bool = False,
+        bucket_count: int = 8,
+    ) -> None:
+        if not len(rows):
+            raise DataError("the data set is empty", expected="at least one row")
+        _check_all_ids(rows, vocab_size)
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.vocab_size = vocab_size
+        self.packs = pack(rows.lengths, max_seq_length) if packing else None
+        self.lengths = self._lengths()  # int64 [units], a unit is a row or a pack of rows
+        self.buckets = choose_buckets(self.lengths, max_seq_length, bucket_count)
+        self._plans: dict[int, list[np.ndarray]] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        return batch_count(len(self.lengths), self.batch_size)
+
+    def batch(self, epoch: int, position: int) -> HostBatch:
+        """Return one batch; in constant time once the epoch's order is known.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            position: Number of the batch within it, from 0.
+
+        Raises:
+            IndexError: The epoch has no such batch.
+            DataError: An id is outside the vocabulary.
+        """
+        units = self._units(epoch, position)
+        length = int(bucket_for(self.lengths[units].max(), self.buckets))
+        documents = [[self.rows.row(i) for i in self._documents(unit)] for unit in units]
+        batch = collate(documents, self.batch_size, length)
+        check_ids(batch, self.vocab_size, where=f"batch {position} of epoch {epoch}")
+        return batch
+
+    def window(self, epoch: int, position: int, k: int) -> list[HostBatch]:
+        """Return the k micro-batches of one update; fewer at the end of an epoch, never beyond."""
+        end = min(position + k, self.batches_per_epoch)
+        return [self.batch(epoch, at) for at in range(position, end)]
+
+    def row_indices(self, epoch: int, position: int) -> list[int]:
+        """Return which rows stand in a batch, in their order."""
+        return [i for unit in self._units(epoch, position) for i in self._documents(unit)]
+
+    def places(self, epoch: int, position: int) -> list[str]:
+        """Return the file and line of each row of a batch."""
+        return [self.rows.where(i) for i in self.row_indices(epoch, position)]
+
+    def report(self, epoch: int = 0) -> ShapeReport:
+        """Return the shapes and the padding of an epoch."""
+        plan = self._plan(epoch)
+        uses = Counter(int(bucket_for(self.lengths[u].max(), self.buckets)) for u in plan)
+        positions = sum(length * count for length, count in uses.items()) * self.batch_size
+        return ShapeReport(
+            batches=len(plan),
+            batch_size=self.batch_size,
+            buckets=tuple(BucketUse(length, uses[length]) for length in sorted(uses)),
+            padding=1 - len(self.rows.tokens) / positions,
+            rows=len(self.rows),
+            packed_rows=None if self.packs is None else len(self.packs),
+        )
+
+    def _lengths(self) -> np.ndarray:
+        if self.packs is None:
+            return self.rows.lengths
+        lengths = self.rows.lengths
+        return np.array([lengths[list(rows)].sum() for rows in self.packs])
+
+    def _documents(self, unit: int) -> tuple[int, ...]:
+        return (int(unit),) if self.packs is None else self.packs[unit]
+
+    def _units(self, epoch: int, position: int) -> np.ndarray:
+        if not 0 <= position < self.batches_per_epoch:
+            raise IndexError(f"an epoch has {self.batches_per_epoch} batches, not {position + 1}")
+        return self._plan(epoch)[position]
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        plan = self._plans.get(epoch)
+        if plan is None:
+            plan = epoch_batches(
+                bucket_for(self.lengths, self.buckets),
+                self.batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                shuffle=self.shuffle,
+            )
+            # A new dict instead of a change in place: another thread may be reading the old one.
+            recent = list(self._plans.items())[1 - _PLANS :]
+            self._plans = {**dict(recent), epoch: plan}
+        return plan
+
+
+def _check_all_ids(rows: EncodedRows, vocab_size: int) -> None:
+    """Check all ids before the first update, where the row can still be named."""
+    bad = (rows.tokens < 0) | (rows.tokens >= vocab_size) | (rows.labels >= vocab_size)
+    bad |= (rows.labels < 0) & (rows.labels != IGNORED)
+    if bad.any():
+        at = int(bad.argmax())
+        row = int(np.searchsorted(rows.offsets, at, side="right")) - 1
+        raise DataError(
+            "a row has a token id outside the model's vocabulary",
+            where=rows.where(row),
+            got=f"token {rows.tokens[at]}, label {rows.labels[at]}",
+            expected=f"0 to {vocab_size - 1}",
+            remedy="use the tokenizer that belongs to the model",
+        )
+
+
+def to_device(batch: HostBatch) -> Batch:
+    """Return the batch as arrays of the device; only the main thread may do this."""
+    return Batch(*(mx.array(part) for part in batch))

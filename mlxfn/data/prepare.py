@@ -1,0 +1,99 @@
+"""From a path to the encoded splits: finds the files, splits off validation, encodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mlxfn.data.encode import EncodeOptions
+from mlxfn.data.records import Record, Source, find_splits, read_records
+from mlxfn.data.report import DataReport
+from mlxfn.data.rows import EncodedRows, encode_split
+from mlxfn.errors import DataError
+
+
+class Split(NamedTuple):
+    """The rows of a split and what became of those that were read."""
+
+    rows: EncodedRows
+    report: DataReport
+
+
+def load_data(
+    source: Source,
+    tokenizer: Any,
+    options: EncodeOptions | None = None,
+    *,
+    valid_fraction: float = 0.0,
+    splits: Sequence[str] = ("train", "valid", "test"),
+) -> dict[str, Split]:
+    """Read and encode the splits of a data set.
+
+    Args:
+        source: Folder, file, or list of files; see ``find_splits``.
+        tokenizer: A Hugging Face tokenizer, or mlx-lm's wrapper of one.
+        options: How to encode.
+        valid_fraction: Share of train that becomes valid, by a hash of each row's content: adding
+            rows moves no other row, and equal rows stay on one side.
+        splits: The splits wanted; those that are not there are left out.
+
+    Returns:
+        The splits by name.
+
+    Raises:
+        DataError: A file or row is wrong, a split has no usable row, or ``valid_fraction`` is set
+            although there is a validation file.
+    """
+    files = find_splits(source)
+    if valid_fraction and "valid" in files:
+        raise DataError(
+            "there is a validation file, and valid_fraction asks for one from train",
+            where=files["valid"][0],
+            got=f"valid_fraction = {valid_fraction}",
+            remedy="set data.valid_fraction to 0, or remove the file",
+        )
+    readers: dict[str, Callable[[], Iterator[Record]]] = {
+        name: lambda paths=paths: read_records(paths) for name, paths in files.items()
+    }
+    if valid_fraction and "train" in files:
+        train = readers["train"]
+        _check_fraction(train(), valid_fraction)
+        readers["train"] = lambda: (r for r in train() if share(r.value) >= valid_fraction)
+        readers["valid"] = lambda: (r for r in train() if share(r.value) < valid_fraction)
+    return {
+        name: Split(*encode_split(readers[name](), tokenizer, options, name=name))
+        for name in splits
+        if name in readers
+    }
+
+
+def share(value: dict[str, Any]) -> float:
+    """Return a number in [0, 1) that depends on the content of a row alone.
+
+    Example:
+        >>> share({"a": 1, "b": 2}) == share({"b": 2, "a": 1})
+        True
+    """
+    content = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return (int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) + 0.0) / 2.0**48
+
+
+def _check_fraction(records: Iterator[Record], fraction: float) -> None:
+    """Refuse a fraction that leaves one side empty, and say which one would not."""
+    shares = sorted(share(record.value) for record in records)
+    if shares and shares[0] >= fraction:
+        raise DataError(
+            "valid_fraction takes no row of train for validation",
+            got=f"{fraction} of {len(shares)} rows",
+            expected=f"more than {shares[0]:.4f}, which takes the first row",
+            remedy="raise data.valid_fraction, or write a valid.jsonl",
+        )
+    if shares and shares[-1] < fraction:
+        raise DataError(
+            "valid_fraction leaves no row for training",
+            got=f"{fraction} of {len(shares)} rows",
+            expected=f"at most {shares[-1]:.4f}",
+            remedy="lower data.valid_fraction",
+        )

@@ -1,0 +1,210 @@
+"""JSON lines on disk, one record at a time, each with the place it came from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import attrs
+
+from mlxfn.errors import DataError
+
+Source = str | Path | Sequence[str | Path]
+"""A file, a folder, or several files."""
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+SHOWN = 120  # characters of an offending line that a message shows
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+@attrs.frozen
+class Record:
+    """One JSON object and where it stands."""
+
+    value: dict[str, Any]
+    path: str
+    line: int  # 1-based
+
+    @property
+    def where(self) -> str:
+        """The place as ``file:line``."""
+        return f"{self.path}:{self.line}"
+
+
+def shorten(value: object) -> str:
+    """Return a value as one line of at most 120 characters, for a message.
+
+    Example:
+        >>> shorten({"text": "x" * 200})[-15:]
+        'xxxxxxxxxxxx...'
+    """
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", errors="backslashreplace")
+    elif isinstance(value, str):
+        text = value
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def find_splits(source: Source) -> dict[str, list[Path]]:
+    """Find the files of each split.
+
+    In a folder a split is ``NAME.jsonl``, its shards ``NAME-*.jsonl``, or the files of a folder
+    ``NAME/``, each also with ``.gz``; NAME is train, valid or validation, test. A single file or
+    a list of files is ``train``.
+
+    Args:
+        source: Folder, file, or list of files.
+
+    Returns:
+        The files of each split that is there, sorted by name.
+
+    Raises:
+        DataError: Nothing is there, or both ``valid`` and ``validation`` are.
+    """
+    if not isinstance(source, str | Path):
+        return {"train": [existing(Path(path)) for path in source]}
+    folder = existing(Path(source))
+    if not folder.is_dir():
+        return {"train": [folder]}
+    found = {split: _files_of_split(folder, names) for split, names in SPLITS.items()}
+    if not any(found.values()):
+        raise DataError(
+            "the data folder has no split that can be read",
+            where=folder,
+            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+            or "an empty folder",
+            expected="train.jsonl, and optionally valid.jsonl and test.jsonl (each also as .jsonl.gz)",
+            remedy="convert the rows to JSON lines: one JSON object per line",
+        )
+    return {split: files for split, files in found.items() if files}
+
+
+def existing(path: Path) -> Path:
+    """Return the path if something is there, else raise a DataError."""
+    path = path.expanduser()
+    if path.exists():
+        return path
+    raise DataError(
+        "the data path does not exist",
+        where=path,
+        expected="a .jsonl file, or a folder with train.jsonl",
+        remedy="check the spelling; a data set on a hub has to be saved as JSON lines first",
+    )
+
+
+def files_in(source: Source) -> list[Path]:
+    """Return the JSON lines files of a file, a folder or a list of files, in a fixed order."""
+    if not isinstance(source, str | Path):
+        return [existing(Path(path)) for path in source]
+    path = existing(Path(source))
+    return _jsonl_files(path) if path.is_dir() else [path]
+
+
+def read_records(source: Source) -> Iterator[Record]:
+    r"""Yield every record of the files, in file order; blank lines are skipped.
+
+    Args:
+        source: A ``.jsonl`` or ``.jsonl.gz`` file, a folder of them, or a list of files.
+
+    Yields:
+        One record per line, with its file and line number.
+
+    Raises:
+        DataError: A file cannot be read, or a line is no JSON object in UTF-8.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "train.jsonl"
+        >>> _ = file.write_text('{"text": "one"}\n\n{"text": "two"}\n')
+        >>> [(record.value["text"], record.line) for record in read_records(file)]
+        [('one', 1), ('two', 3)]
+    """
+    for path in files_in(source):
+        yield from _read_file(path)
+
+
+def _read_file(path: Path) -> Iterator[Record]:
+    line = 0
+    try:
+        with _open(path) as file:
+            for line, raw in enumerate(file, start=1):
+                text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+                if text.strip():
+                    yield Record(_parse(text, f"{path}:{line}"), str(path), line)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            "the data file cannot be read",
+            where=f"{path}, after line {line}" if line else path,
+            got=f"{type(error).__name__}: {error}",
+            expected="a readable text file of JSON lines, or the same compressed with gzip",
+        ) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"))
+        if _SURROGATE.search(raw):  # half a surrogate pair is JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeError as error:
+        raise DataError(
+            "a line is not valid UTF-8",
+            where=where,
+            got=shorten(raw),
+            expected=f"UTF-8 text ({error})",
+            remedy="convert the file to UTF-8",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            "a line is not valid JSON",
+            where=where,
+            got=shorten(raw),
+            expected=f"one JSON object per line ({error})",
+            remedy="correct or remove the line",
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(
+            "a line is not a JSON object",
+            where=where,
+            got=shorten(raw),
+            expected='an object such as {"text": "..."}',
+        )
+    return value
+
+
+def _files_of_split(folder: Path, names: Sequence[str]) -> list[Path]:
+    found = {name: files for name in names if (files := _named(folder, name))}
+    if len(found) > 1:
+        raise DataError(
+            "one split is there under two names",
+            where=folder,
+            got=", ".join(found),
+            remedy="keep one of them",
+        )
+    return next(iter(found.values()), [])
+
+
+def _named(folder: Path, name: str) -> list[Path]:
+    inside = _jsonl_files(folder / name) if (folder / name).is_dir() else []
+    beside = [
+        path for path in _jsonl_files(folder) if path.name.startswith((f"{name}.jsonl", f"{name}-"))
+    ]
+    return beside + inside
+
+
+def _jsonl_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
