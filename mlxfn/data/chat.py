@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from mlxfn.data.formats import Chat, Message
-from mlxfn.data.records import shorten
+from mlxfn.data.record import shorten
 from mlxfn.errors import DataError
 
 Span = tuple[int, int]

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import attrs
 import numpy as np
 
-from mlxfn.data.records import Record, shorten
+from mlxfn.data.record import Record, shorten
 from mlxfn.errors import ConfigError, DataError
 from mlxfn.state import IGNORED
 

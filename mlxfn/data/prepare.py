@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mlxfn.data.encode import EncodeOptions
-from mlxfn.data.records import Record, Source, find_splits, read_records
+from mlxfn.data.record import Record
+from mlxfn.data.records import Source, find_splits, read_records
 from mlxfn.data.report import DataReport
 from mlxfn.data.rows import EncodedRows, encode_split
 from mlxfn.errors import DataError

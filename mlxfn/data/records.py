@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import attrs
-
+from mlxfn.data.record import Record, shorten
 from mlxfn.errors import DataError
 
 Source = str | Path | Sequence[str | Path]
@@ -19,39 +18,7 @@ Source = str | Path | Sequence[str | Path]
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
-SHOWN = 120  # characters of an offending line that a message shows
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-@attrs.frozen
-class Record:
-    """One JSON object and where it stands."""
-
-    value: dict[str, Any]
-    path: str
-    line: int  # 1-based
-
-    @property
-    def where(self) -> str:
-        """The place as ``file:line``."""
-        return f"{self.path}:{self.line}"
-
-
-def shorten(value: object) -> str:
-    """Return a value as one line of at most 120 characters, for a message.
-
-    Example:
-        >>> shorten({"text": "x" * 200})[-15:]
-        'xxxxxxxxxxxx...'
-    """
-    if isinstance(value, bytes):
-        text = value.decode("utf-8", errors="backslashreplace")
-    elif isinstance(value, str):
-        text = value
-    else:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def find_splits(source: Source) -> dict[str, list[Path]]:

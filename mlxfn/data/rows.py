@@ -13,7 +13,7 @@ import numpy as np
 
 from mlxfn.data.encode import Codec, EncodedRow, EncodeOptions, Outcome, encode_many
 from mlxfn.data.formats import Example, parse_rows
-from mlxfn.data.records import Record
+from mlxfn.data.record import Record
 from mlxfn.data.report import DataReport, quantiles
 from mlxfn.errors import DataError
 from mlxfn.state import IGNORED

@@ -1,0 +1,41 @@
+"""One row as it stands in a file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+
+SHOWN = 120  # characters of an offending line that a message shows
+
+
+@attrs.frozen
+class Record:
+    """One JSON object and where it stands."""
+
+    value: dict[str, Any]
+    path: str
+    line: int  # 1-based
+
+    @property
+    def where(self) -> str:
+        """The place as ``file:line``."""
+        return f"{self.path}:{self.line}"
+
+
+def shorten(value: object) -> str:
+    """Return a value as one line of at most 120 characters, for a message.
+
+    Example:
+        >>> shorten({"text": "x" * 200})[-15:]
+        'xxxxxxxxxxxx...'
+    """
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", errors="backslashreplace")
+    elif isinstance(value, str):
+        text = value
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
