@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
+import math
 import os
 import re
 import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mlxfn.errors import RunDirError
 
@@ -19,8 +21,12 @@ Bytes = bytes | bytearray | memoryview
 """Anything that can be handed to a write as it lies in memory."""
 
 _SLICE = 64 << 20  # bytes in one write call; macOS refuses more than 2 GiB - 1 at once
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_HERE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}  # this file system has no such operation
 
 
@@ -147,31 +153,68 @@ def sweep(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    orphans = [path for path in sorted(folder.iterdir()) if _TEMPORARY.fullmatch(path.name)]
+    orphans = [path for path in sorted(folder.iterdir()) if TEMPORARY.fullmatch(path.name)]
     orphans = [path for path in orphans if not stat.S_ISDIR(path.lstat().st_mode)]
     for path in orphans:
         path.unlink(missing_ok=True)
     return orphans
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file for reading; links, pipes and devices are refused.
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file and return its descriptor; links, pipes and devices are refused.
+
+    Args:
+        path: The file.
+        flags: As for ``os.open``.
 
     Raises:
-        OSError: It is not a regular file, or cannot be read.
+        OSError: It is not a regular file, or cannot be opened.
     """
-    # O_NONBLOCK: opening a named pipe would otherwise wait for a writer for ever.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    # O_NONBLOCK: opening a named pipe would otherwise wait for its other end for ever.
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(fd, "rb")
+    return fd
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading; see :func:`open_regular`."""
+    return os.fdopen(open_regular(path, os.O_RDONLY), "rb")
 
 
 def read_file(path: Path) -> bytes:
     """Return the content of a regular file; see :func:`open_file`."""
     with open_file(path) as file:
         return file.read()
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON that every parser reads: NaN and the infinities, which JSON lacks, are null.
+
+    Example:
+        >>> json_text({"loss": float("nan"), "tokens": 3})
+        '{"loss": null, "tokens": 3}'
+    """
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def utf8(text: str) -> bytes:
+    """Return text as bytes; half a surrogate pair becomes its escape, which JSON understands."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_error(what: str, path: Path, error: OSError) -> RunDirError:
@@ -197,7 +240,7 @@ def write_error(what: str, path: Path, error: OSError) -> RunDirError:
         )
     if error.errno in _FULL:
         remedy = "free some disk space, then continue with --resume"
-    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+    elif error.errno in _NOT_HERE:
         remedy = "get write permission there, or choose another folder with --output"
     else:
         remedy = "check the disk, then continue with --resume"

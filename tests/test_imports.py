@@ -39,6 +39,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "models.export",
         "models.generate",
         "checkpoint.store",
+        "environment",
         "sinks",
         "testing",
     ),

@@ -1,0 +1,275 @@
+"""The run directory: where everything of a run lies, and the lock that lets one process at it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import tomli_w
+
+from mlxfn.environment import environment
+from mlxfn.errors import RunDirError
+from mlxfn.files import atomic_write, json_text, open_regular, sweep, utf8, write_error
+from mlxfn.sinks.jsonl import cut_back
+
+Mode = Literal["new", "resume", "fresh"]
+
+_FILES = ("events.jsonl", "report.json", "report.html", "environment.json", "config.toml")
+_HEADING = """\
+# Every setting of this run, as it was resolved. Settings without a value are left out.
+
+"""
+# What a run writes into its folders; --fresh removes these names and no other.
+_EXPORTS = (
+    r"adapters\.safetensors|adapter_config\.json|adapter_model\.safetensors"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|config\.json|generation_config\.json|README\.md"
+    r"|tokenizer(_config)?\.json|tokenizer\.model|special_tokens_map\.json|added_tokens\.json"
+    r"|vocab\.json|merges\.txt|chat_template\.(jinja|json)"
+)
+_FOLDERS = {"checkpoints": r"step-\d+\.npz", "adapters": _EXPORTS, "best": _EXPORTS}
+
+
+@attrs.frozen
+class RunDir:
+    """The places of a run; nothing is touched by naming them.
+
+    Args:
+        path: The folder of the run.
+
+    Example:
+        >>> RunDir(Path("runs/first")).events.name
+        'events.jsonl'
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved."""
+        return self.path / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and fingerprints."""
+        return self.path / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        """One event per line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Run states by update."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapters(self) -> Path:
+        """The adapters of the last update."""
+        return self.path / "adapters"
+
+    @property
+    def best(self) -> Path:
+        """The adapters of the best validation loss."""
+        return self.path / "best"
+
+    @property
+    def report(self) -> Path:
+        """What the run came to."""
+        return self.path / "report.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock the running process holds; it stays when the process ends."""
+        return self.path / "run.lock"
+
+    def holds_run(self) -> bool:
+        """Whether anything of a run is there already."""
+        names = [self.path / name for name in (*_FILES, "adapters", "best")]
+        steps = self.checkpoints.glob("step-*.npz")
+        return any(map(os.path.lexists, names)) or any(True for _ in steps)
+
+    def write_start(self, config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+        """Write config.toml and environment.json.
+
+        Args:
+            config: Every setting as nested tables, without those that are None.
+            fingerprints: What identifies the model and the data.
+
+        Raises:
+            RunDirError: A file cannot be written.
+        """
+        self._write(self.config, utf8(_HEADING + tomli_w.dumps(config)))
+        around = {**environment(), "fingerprints": dict(fingerprints)}
+        self._write(self.environment, utf8(json_text(around, indent=2) + "\n"))
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Write report.json.
+
+        Raises:
+            RunDirError: It cannot be written.
+        """
+        self._write(self.report, utf8(json_text(dict(report), indent=2) + "\n"))
+
+    def truncate_events(self, update: int) -> None:
+        """Remove the events after an update from the log, for a run that does them again.
+
+        Args:
+            update: The last update that stays; -1 empties the log.
+
+        Raises:
+            RunDirError: The log cannot be read or written.
+        """
+        try:
+            cut_back(self.events, update)
+        except OSError as error:
+            raise write_error("the log of events", self.events, error) from error
+
+    def recover(self) -> None:
+        """Remove what a killed process left half done: temporary files, and a torn event.
+
+        Raises:
+            RunDirError: Something there cannot be read or removed.
+        """
+        try:
+            for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+                sweep(folder)
+            cut_back(self.events)
+        except OSError as error:
+            raise write_error("the run directory", self.path, error) from error
+
+    def clear(self) -> None:
+        """Remove every file of the run in this folder; files of other origin stay.
+
+        Raises:
+            RunDirError: Something cannot be removed.
+        """
+        try:
+            for name, pattern in _FOLDERS.items():
+                _clear_folder(self.path / name, re.compile(pattern))
+            for name in _FILES:  # the settings go last: until then the folder holds a run
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error("the previous run", self.path, error) from error
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            atomic_write(path, data)
+        except OSError as error:
+            raise write_error(path.name, path, error) from error
+
+
+@contextlib.contextmanager
+def open_run(path: Path, *, mode: Mode = "new") -> Generator[RunDir]:
+    """Hold a run directory for this process, ready to be written into.
+
+    Args:
+        path: The folder of the run.
+        mode: ``"new"`` makes the folder, or takes one that holds no run; ``"resume"`` takes one
+            that does (or was about to); ``"fresh"`` removes the run in it first, and no file of
+            other origin.
+
+    Yields:
+        The run directory. Another process that wants it is refused until the block ends or this
+        process does, however it ends.
+
+    Raises:
+        RunDirError: Another process holds it, it holds another run, there is no run to resume,
+            or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with open_run(Path(tempfile.mkdtemp()) / "first") as run:
+        ...     run.write_start({"adapter": {"rank": 8}}, {})
+        >>> "rank = 8" in run.config.read_text()
+        True
+    """
+    run = RunDir(path)
+    _check_mode(run, mode)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(run)
+    except OSError as error:
+        raise write_error("the run directory", path, error) from error
+    try:
+        _check_mode(run, mode)  # again: it may have changed while nobody held the lock
+        if mode == "fresh":
+            run.clear()
+        run.recover()
+        yield run
+    finally:
+        os.close(lock)
+
+
+def _check_mode(run: RunDir, mode: Mode) -> None:
+    for name in (*_FILES, *_FOLDERS, run.lock.name):
+        if (run.path / name).is_symlink():
+            raise RunDirError(
+                "a link stands where a run keeps its own files",
+                where=run.path / name,
+                remedy="remove the link, or choose another folder with --output",
+            )
+    holds = run.holds_run()
+    if mode == "resume" and not holds and not run.lock.exists():
+        raise RunDirError(
+            "there is no run to resume",
+            where=run.path,
+            remedy="check --output, or leave out --resume to start a new run",
+        )
+    if mode == "new" and holds:
+        raise RunDirError(
+            "the output directory holds another run",
+            where=run.path,
+            remedy="--resume continues it, --fresh removes it first, --output chooses another",
+        )
+    if mode == "fresh" and holds and not run.lock.exists():
+        raise RunDirError(
+            "the output directory holds files that no run of mlxfn left there",
+            where=run.path,
+            remedy="move them away, or choose another folder with --output",
+        )
+
+
+def _lock(run: RunDir) -> int:
+    """Return the descriptor that holds the lock; closing it, or dying, gives the lock back."""
+    fd = open_regular(run.lock, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(fd, 32, 0)
+        os.close(fd)
+        raise _held(run, holder) from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _held(run: RunDir, holder: bytes) -> RunDirError:
+    pid = holder.decode("ascii", "replace").strip()
+    return RunDirError(
+        "another process is working in the run directory",
+        where=run.path,
+        got=f"process {pid}" if pid.isdecimal() else None,
+        remedy="wait until it ends, or choose another folder with --output",
+    )
+
+
+def _clear_folder(folder: Path, ours: re.Pattern[str]) -> None:
+    if not folder.is_dir():
+        return
+    sweep(folder)
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
