@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -11,12 +13,27 @@ from mlxfn.data.buckets import bucket_for, choose_buckets
 from mlxfn.data.collate import HostBatch, check_ids, collate
 from mlxfn.data.order import batch_count, epoch_batches
 from mlxfn.data.pack import pack
+from mlxfn.data.prefetch import Prefetch
 from mlxfn.data.report import BucketUse, ShapeReport
 from mlxfn.data.rows import EncodedRows
 from mlxfn.errors import DataError
 from mlxfn.state import IGNORED, Batch
 
 _PLANS = 2  # epochs whose order is remembered: the present one, and the next one being prepared
+
+
+class Window(NamedTuple):
+    """The micro-batches of one update, and the cursor after them."""
+
+    epoch: int  # of the next batch: at the end of an epoch the next one,
+    position: int  # and 0
+    batches: list[HostBatch]
+    row_ids: list[str]  # file and line of every row, in the order of the batches
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the micro-batches."""
+        return len(self.row_ids)
 
 
 class Loader:
@@ -64,14 +81,19 @@ class Loader:
         self.shuffle = shuffle
         self.vocab_size = vocab_size
         self.packs = pack(rows.lengths, max_seq_length) if packing else None
-        self.lengths = self._lengths()  # int64 [units], a unit is a row or a pack of rows
-        self.buckets = choose_buckets(self.lengths, max_seq_length, bucket_count)
+        self._sizes = self._unit_sizes()  # int64 [units], a unit is a row or a pack of rows
+        self._buckets = choose_buckets(self._sizes, max_seq_length, bucket_count)
         self._plans: dict[int, list[np.ndarray]] = {}
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths batches can have, ascending."""
+        return self._buckets.tolist()
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches in every epoch."""
-        return batch_count(len(self.lengths), self.batch_size)
+        return batch_count(len(self._sizes), self.batch_size)
 
     def batch(self, epoch: int, position: int) -> HostBatch:
         """Return one batch; in constant time once the epoch's order is known.
@@ -85,7 +107,7 @@ class Loader:
             DataError: An id is outside the vocabulary.
         """
         units = self._units(epoch, position)
-        length = int(bucket_for(self.lengths[units].max(), self.buckets))
+        length = self._length(units)
         documents = [[self.rows.row(i) for i in self._documents(unit)] for unit in units]
         batch = collate(documents, self.batch_size, length)
         check_ids(batch, self.vocab_size, where=f"batch {position} of epoch {epoch}")
@@ -95,6 +117,41 @@ class Loader:
         """Return the k micro-batches of one update; fewer at the end of an epoch, never beyond."""
         end = min(position + k, self.batches_per_epoch)
         return [self.batch(epoch, at) for at in range(position, end)]
+
+    def windows(
+        self,
+        epoch: int,
+        position: int,
+        k: int,
+        *,
+        last_epoch: int | None = None,
+        depth: int = 2,
+    ) -> Prefetch[Window]:
+        """Prepare the stream of updates from a cursor on, in a background thread.
+
+        Args:
+            epoch: Epoch to start in.
+            position: Batch to start at; at the end of an epoch the next one begins.
+            k: Micro-batches of one update; fewer at the end of an epoch, never across it.
+            last_epoch: The epoch to stop before; None: endless.
+            depth: Windows prepared ahead.
+
+        Returns:
+            An iterator of windows, to be closed.
+
+        Example:
+            >>> rows = EncodedRows.of([([1], [2]), ([3], [4]), ([5], [6])])
+            >>> loader = Loader(rows, 1, vocab_size=7, max_seq_length=8)
+            >>> with loader.windows(epoch=0, position=0, k=2, last_epoch=2) as stream:
+            ...     [(window.epoch, window.position, window.rows) for window in stream]
+            [(0, 2, 2), (1, 0, 1), (1, 2, 2), (2, 0, 1)]
+        """
+        return Prefetch(self._stream(epoch, position, k, last_epoch), depth=depth)
+
+    def epoch(self, epoch: int = 0) -> Iterator[HostBatch]:
+        """Yield every batch of one epoch in order."""
+        for position in range(self.batches_per_epoch):
+            yield self.batch(epoch, position)
 
     def row_indices(self, epoch: int, position: int) -> list[int]:
         """Return which rows stand in a batch, in their order."""
@@ -107,7 +164,7 @@ class Loader:
     def report(self, epoch: int = 0) -> ShapeReport:
         """Return the shapes and the padding of an epoch."""
         plan = self._plan(epoch)
-        uses = Counter(int(bucket_for(self.lengths[u].max(), self.buckets)) for u in plan)
+        uses = Counter(self._length(units) for units in plan)
         positions = sum(length * count for length, count in uses.items()) * self.batch_size
         return ShapeReport(
             batches=len(plan),
@@ -118,7 +175,24 @@ class Loader:
             packed_rows=None if self.packs is None else len(self.packs),
         )
 
-    def _lengths(self) -> np.ndarray:
+    def _stream(
+        self, epoch: int, position: int, k: int, last_epoch: int | None
+    ) -> Iterator[Window]:
+        while last_epoch is None or epoch < last_epoch:
+            while position < self.batches_per_epoch:
+                batches = self.window(epoch, position, k)
+                after = position + len(batches)
+                row_ids = [w for at in range(position, after) for w in self.places(epoch, at)]
+                over = after == self.batches_per_epoch
+                cursor = (epoch + 1, 0) if over else (epoch, after)
+                yield Window(*cursor, batches, row_ids)
+                position = after
+            epoch, position = epoch + 1, 0
+
+    def _length(self, units: np.ndarray) -> int:
+        return int(bucket_for(self._sizes[units].max(), self._buckets))
+
+    def _unit_sizes(self) -> np.ndarray:
         if self.packs is None:
             return self.rows.lengths
         lengths = self.rows.lengths
@@ -136,7 +210,7 @@ class Loader:
         plan = self._plans.get(epoch)
         if plan is None:
             plan = epoch_batches(
-                bucket_for(self.lengths, self.buckets),
+                bucket_for(self._sizes, self._buckets),
                 self.batch_size,
                 seed=self.seed,
                 epoch=epoch,

@@ -1,4 +1,4 @@
-"""Batches prepared in a thread while the device works: numpy only, and exactly the same stream."""
+"""An iterator that is drained in a thread, so that a batch is ready when the device is."""
 
 from __future__ import annotations
 
@@ -6,100 +6,48 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, Self
+from typing import Any, Generic, Self, TypeVar
 
-from mlxfn.data.collate import HostBatch
-
-
-class Windows(Protocol):
-    """What is needed of a loader."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        ...
-
-    def window(self, epoch: int, position: int, k: int) -> list[HostBatch]:
-        """Return the micro-batches of one update."""
-        ...
+T = TypeVar("T")
 
 
-class Prepared(NamedTuple):
-    """The micro-batches of one update, and where the stream stands after them."""
+class Prefetch(Generic[T]):
+    """The same items in the same order, prepared ahead; to be closed, or used in a ``with``.
 
-    epoch: int
-    position: int  # of the next batch; batches_per_epoch at the end of the epoch
-    batches: list[HostBatch]
-
-
-def windows(
-    loader: Windows, epoch: int, position: int, k: int, *, epochs: int | None = None
-) -> Iterator[Prepared]:
-    """Yield the stream from a cursor on, without a thread.
+    The thread must touch numpy only, never MLX. An error in it is raised here, at the place in
+    the stream where it happened.
 
     Args:
-        loader: Where batches come from.
-        epoch: Epoch to start in.
-        position: Batch to start at; at the end of an epoch the next one begins.
-        k: Micro-batches of one update; fewer at the end of an epoch, never across it.
-        epochs: Number of epochs of the whole stream, counted from epoch 0; None: endless.
+        stream: What to drain; the thread alone uses it from now on.
+        depth: Items prepared ahead.
 
-    Yields:
-        One window after the other.
-    """
-    while epochs is None or epoch < epochs:
-        while position < loader.batches_per_epoch:
-            batches = loader.window(epoch, position, k)
-            position += len(batches)
-            yield Prepared(epoch, position, batches)
-        epoch, position = epoch + 1, 0
-
-
-class Prefetch:
-    """The same stream as ``windows``, prepared ahead in a thread; an iterator to be closed.
-
-    An error in the thread is raised at the place in the stream where it happened.
-
-    Args:
-        loader: Where batches come from; used by the thread alone.
-        epoch: Epoch to start in.
-        position: Batch to start at.
-        k: Micro-batches of one update.
-        epochs: Number of epochs of the whole stream; None: endless.
-        depth: Windows prepared ahead.
+    Example:
+        >>> with Prefetch(iter(range(5)), depth=2) as stream:
+        ...     list(stream)
+        [0, 1, 2, 3, 4]
     """
 
-    def __init__(
-        self,
-        loader: Windows,
-        epoch: int,
-        position: int,
-        k: int,
-        *,
-        epochs: int | None = None,
-        depth: int = 2,
-    ) -> None:
-        self._ready: queue.Queue[Prepared | BaseException] = queue.Queue(max(depth, 1))
+    def __init__(self, stream: Iterator[T], *, depth: int = 2) -> None:
+        self._ready: queue.Queue[Any] = queue.Queue(max(depth, 1))
         self._stop = threading.Event()
         self._ended = False
-        stream = windows(loader, epoch, position, k, epochs=epochs)
         # The thread holds no reference to this object, so that dropping it ends the thread too.
-        self._thread = threading.Thread(
-            target=_produce, args=(stream, self._ready, self._stop), name="prefetch", daemon=True
+        thread = threading.Thread(
+            target=_drain, args=(stream, self._ready, self._stop), name="prefetch", daemon=True
         )
-        self._finalizer = weakref.finalize(self, _end, self._thread, self._ready, self._stop)
-        self._thread.start()
+        self._finalizer = weakref.finalize(self, _end, thread, self._ready, self._stop)
+        thread.start()
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Prepared:
+    def __next__(self) -> T:
         if self._ended or self._stop.is_set():
             raise StopIteration
-        item = self._ready.get()
-        if isinstance(item, BaseException):
+        item, error = self._ready.get()
+        if error is not None:
             self._ended = True
-            raise item
+            raise error
         return item
 
     def __enter__(self) -> Self:
@@ -113,41 +61,20 @@ class Prefetch:
         self._finalizer()
 
 
-def prefetch(
-    loader: Windows, epoch: int, position: int, k: int, *, epochs: int | None = None, depth: int = 2
-) -> Prefetch:
-    """Prepare the stream from a cursor on in a background thread; see ``Prefetch``.
-
-    Example:
-        >>> from mlxfn.data.cursor import Loader
-        >>> from mlxfn.data.rows import EncodedRows
-        >>> rows = EncodedRows.of([([1], [2]), ([3], [4]), ([5], [6])])
-        >>> loader = Loader(rows, 1, vocab_size=7, max_seq_length=8)
-        >>> with prefetch(loader, epoch=0, position=0, k=2, epochs=2) as stream:
-        ...     [(item.epoch, item.position, len(item.batches)) for item in stream]
-        [(0, 2, 2), (0, 3, 1), (1, 2, 2), (1, 3, 1)]
-    """
-    return Prefetch(loader, epoch, position, k, epochs=epochs, depth=depth)
-
-
-def _produce(
-    stream: Iterator[Prepared], ready: queue.Queue[Prepared | BaseException], stop: threading.Event
-) -> None:
+def _drain(stream: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
     try:
         for item in stream:
-            ready.put(item)
+            ready.put((item, None))
             if stop.is_set():
                 return
-        ready.put(StopIteration())
+        ready.put((None, StopIteration()))
     except BaseException as error:  # noqa: BLE001 - it is raised in the other thread
-        ready.put(error)
+        ready.put((None, error))
 
 
-def _end(
-    thread: threading.Thread, ready: queue.Queue[Prepared | BaseException], stop: threading.Event
-) -> None:
+def _end(thread: threading.Thread, ready: queue.Queue[Any], stop: threading.Event) -> None:
     stop.set()
-    # The thread puts at most one more item after it could see the flag: room for it is enough.
+    # A thread that waits for room in the queue cannot see the flag: make room until it has ended.
     while thread.is_alive():
         try:
             ready.get(timeout=0.01)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mlxfn.data.encode import EncodeOptions
+from mlxfn.data.encode import EncodeOptions, LossOn, Overlong
 from mlxfn.data.record import Record
 from mlxfn.data.records import Source, find_splits, read_records
 from mlxfn.data.report import DataReport
@@ -22,12 +22,17 @@ class Split(NamedTuple):
     report: DataReport
 
 
-def load_data(
+def encode_splits(
     source: Source,
     tokenizer: Any,
-    options: EncodeOptions | None = None,
     *,
+    format: str = "auto",  # noqa: A002 - the name of the key in the configuration
+    columns: Mapping[str, str] | None = None,
+    loss_on: LossOn = "completion",
+    max_seq_length: int = 2048,
+    overlong: Overlong = "truncate",
     valid_fraction: float = 0.0,
+    vocab_size: int | None = None,
     splits: Sequence[str] = ("train", "valid", "test"),
 ) -> dict[str, Split]:
     """Read and encode the splits of a data set.
@@ -35,9 +40,14 @@ def load_data(
     Args:
         source: Folder, file, or list of files; see ``find_splits``.
         tokenizer: A Hugging Face tokenizer, or mlx-lm's wrapper of one.
-        options: How to encode.
+        format: auto, messages, completions, text or tokens.
+        columns: Names of the columns where they differ, e.g. ``{"prompt": "question"}``.
+        loss_on: Which tokens are targets; see ``encode``.
+        max_seq_length: Most ids of a row.
+        overlong: What happens to a longer row: truncate, drop or error.
         valid_fraction: Share of train that becomes valid, by a hash of each row's content: adding
             rows moves no other row, and equal rows stay on one side.
+        vocab_size: Rows of the model's embedding; ids are checked against it.
         splits: The splits wanted; those that are not there are left out.
 
     Returns:
@@ -46,7 +56,26 @@ def load_data(
     Raises:
         DataError: A file or row is wrong, a split has no usable row, or ``valid_fraction`` is set
             although there is a validation file.
+        ConfigError: ``columns`` names a column that no format has.
     """
+    options = EncodeOptions(
+        fmt=format,
+        columns=dict(columns or {}),
+        loss_on=loss_on,
+        max_seq_length=max_seq_length,
+        overlong=overlong,
+        vocab_size=vocab_size,
+    )
+    readers = _readers(source, valid_fraction)
+    return {
+        name: Split(*encode_split(readers[name](), tokenizer, options, name=name))
+        for name in splits
+        if name in readers
+    }
+
+
+def _readers(source: Source, valid_fraction: float) -> dict[str, Callable[[], Iterator[Record]]]:
+    """Return how to read each split, with valid taken from train if asked for."""
     files = find_splits(source)
     if valid_fraction and "valid" in files:
         raise DataError(
@@ -63,11 +92,7 @@ def load_data(
         _check_fraction(train(), valid_fraction)
         readers["train"] = lambda: (r for r in train() if share(r.value) >= valid_fraction)
         readers["valid"] = lambda: (r for r in train() if share(r.value) < valid_fraction)
-    return {
-        name: Split(*encode_split(readers[name](), tokenizer, options, name=name))
-        for name in splits
-        if name in readers
-    }
+    return readers
 
 
 def share(value: dict[str, Any]) -> float:
@@ -78,7 +103,7 @@ def share(value: dict[str, Any]) -> float:
         True
     """
     content = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return (int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) + 0.0) / 2.0**48
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) / 2**48
 
 
 def _check_fraction(records: Iterator[Record], fraction: float) -> None:
