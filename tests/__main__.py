@@ -35,9 +35,7 @@ def _passes(name: str, command: list[str]) -> bool:
     # One BLAS thread for each of several workers; the material theme prints an advertisement.
     defaults = {"OPENBLAS_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1"}
     environment = {**defaults, **os.environ}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, check=False)
     return done.returncode == 0
 
 

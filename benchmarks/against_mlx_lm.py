@@ -1,0 +1,234 @@
+"""Train the same rows with mlxfn and with mlx-lm: time, padding, memory, and the loss reached.
+
+``python benchmarks/against_mlx_lm.py`` runs each contender as a person would, as a command in a
+process of its own, in turns, and prints one table. The settings are the same: model folder, rows,
+LoRA rank, scale and targets, AdamW with bias correction at a constant rate, no clipping, one
+epoch, validation before and after. Both adapters are judged by one evaluation, mlxfn's, because
+the losses that the tools print are not defined alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import mlxfn  # before mlx, for the fast BLAS
+from mlxfn.assemble import locate
+from mlxfn.data.cursor import Loader, to_device
+from mlxfn.data.prepare import encode_splits
+from mlxfn.evaluate import make_evaluate
+from mlxfn.losses import causal_lm_loss
+from mlxfn.models.load import Model, load_model
+from mlxfn.models.lora import lora
+
+TARGETS = ["q_proj", "v_proj"]
+KEYS = [f"self_attn.{name}" for name in TARGETS]  # the same modules, as mlx-lm names them
+MLX_LM = [sys.executable, "-m", "mlx_lm"]
+# mlx-lm unchanged, started in a process in which mlxfn has put OpenBLAS in place.
+MLX_LM_FAST = [
+    sys.executable,
+    "-c",
+    "import sys, runpy, mlxfn; sys.argv[0] = 'mlx_lm'; runpy.run_module('mlx_lm', alter_sys=True,"
+    " run_name='__main__')",
+]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        write_data(options, room / "data")
+        (room / "tmp").mkdir()  # where MLX keeps kernels when nobody tells it otherwise
+        contenders = {
+            "mlxfn": mlxfn_command(options, room),
+            "mlx-lm, its own BLAS": mlx_lm_command(options, room, MLX_LM, "plain"),
+            "mlx-lm, same BLAS": mlx_lm_command(options, room, MLX_LM_FAST, "fast"),
+        }
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        for turn in range(options.rounds + 1):
+            for name, command in contenders.items():
+                measured = measure(command, room)
+                if turn:  # the first turn fills the caches of compiled kernels
+                    runs[name].append(measured)
+        report(options, room, runs)
+
+
+def parse() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default=locate("default", "model"))
+    parser.add_argument("--data", default=locate("default", "data"))
+    parser.add_argument("--rows", type=int, default=400, help="training rows")
+    parser.add_argument("--valid-rows", type=int, default=80)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--scale", type=float, default=2.0, help="alpha / rank")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rounds", type=int, default=3, help="measured turns after the first")
+    options = parser.parse_args()
+    # mlx-lm drops the rows that fill no batch; then both would not have seen the same.
+    options.rows -= options.rows % options.batch_size
+    options.valid_rows -= options.valid_rows % options.batch_size
+    return options
+
+
+def write_data(options: argparse.Namespace, folder: Path) -> None:
+    """Copy the first rows of each split."""
+    folder.mkdir()
+    for split, rows in (("train", options.rows), ("valid", options.valid_rows)):
+        with (Path(options.data) / f"{split}.jsonl").open(encoding="utf-8") as source:
+            (folder / f"{split}.jsonl").write_text("".join(islice(source, rows)), encoding="utf-8")
+
+
+def mlxfn_command(options: argparse.Namespace, room: Path) -> list[str]:
+    """Return the command that trains with mlxfn."""
+    settings = {
+        "adapter.rank": options.rank,
+        "adapter.alpha": options.scale * options.rank,
+        "adapter.target_modules": TARGETS,
+        "data.batch_size": options.batch_size,
+        "data.loss_on": '"completion"',
+        "optimizer.learning_rate": options.rate,
+        "schedule.name": '"constant"',
+        "schedule.warmup_steps": 0,
+        "train.num_epochs": 1,
+        "train.gradient_accumulation_steps": 1,
+        "train.max_grad_norm": 0.0,
+        "eval.eval_steps": 0,
+        "checkpoint.save_steps": 0,
+    }
+    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    paths = ["--model", options.model, "--data", str(room / "data"), "--output", str(room / "run")]
+    return [sys.executable, "-m", "mlxfn_cli.main", "train", *paths, "--fresh", *sets]
+
+
+def mlx_lm_command(
+    options: argparse.Namespace, room: Path, start: list[str], name: str
+) -> list[str]:
+    """Return the command that trains with mlx-lm."""
+    iterations = options.rows // options.batch_size
+    config: dict[str, Any] = {
+        "model": options.model,
+        "data": str(room / "data"),
+        "train": True,
+        "mask_prompt": True,
+        "num_layers": -1,
+        "batch_size": options.batch_size,
+        "iters": iterations,
+        "val_batches": -1,
+        "steps_per_eval": iterations,
+        "save_every": iterations,
+        "learning_rate": options.rate,
+        "optimizer": "adamw",
+        "optimizer_config": {"adamw": {"bias_correction": True, "weight_decay": 0.01}},
+        "lora_parameters": {
+            "rank": options.rank, "scale": options.scale, "dropout": 0.0, "keys": KEYS,
+        },
+        "adapter_path": str(room / name),
+    }  # fmt: skip
+    path = room / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return [*start, "lora", "--config", str(path)]
+
+
+def measure(command: list[str], room: Path) -> tuple[float, float]:
+    """Run a command and return its wall time in seconds and its peak resident memory in MB."""
+    log = room / "log"
+    environment = {**os.environ, "TMPDIR": str(room / "tmp"), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    with log.open("wb") as output:
+        actions = [(os.POSIX_SPAWN_DUP2, output.fileno(), fd) for fd in (1, 2)]
+        process = os.posix_spawn(command[0], command, environment, file_actions=actions)
+        _, status, usage = os.wait4(process, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes here
+    return seconds, usage.ru_maxrss / unit
+
+
+def report(
+    options: argparse.Namespace, room: Path, runs: dict[str, list[tuple[float, float]]]
+) -> None:
+    """Print the table."""
+    model = load_model(options.model)
+    loaders = make_loaders(options, room, model)
+    real = len(loaders["train"].rows.tokens)
+    positions = {"mlxfn": positions_of(loaders["train"])}
+    losses = {"mlxfn": loss_of(model, loaders["valid"], options, room / "run" / "adapters")}
+    for name, folder in (("mlx-lm, its own BLAS", "plain"), ("mlx-lm, same BLAS", "fast")):
+        positions[name] = positions_of_mlx_lm(options, room, model)
+        losses[name] = loss_of(model, loaders["valid"], options, room / folder)
+    print(f"model: {options.model}, {mlxfn.blas.info().line()}")
+    print(
+        f"rows: {options.rows} of {real} tokens, batch {options.batch_size}, "
+        f"{options.rows // options.batch_size} updates, LoRA rank {options.rank} on "
+        f"{', '.join(TARGETS)}; median of {options.rounds} turns (lowest to highest)"
+    )
+    before = loss_of(model, loaders["valid"], options, None)
+    print(f"validation loss before training: {before:.4f}\n")
+    print("| | wall s | resident MB | positions computed | of them padding | validation loss |")
+    print("|---|---|---|---|---|---|")
+    for name, measured in runs.items():
+        walls, sizes = [wall for wall, _ in measured], [size for _, size in measured]
+        padding = 1 - real / positions[name]
+        print(
+            f"| {name} | {statistics.median(walls):.2f} ({min(walls):.2f} to {max(walls):.2f}) "
+            f"| {statistics.median(sizes):.0f} | {positions[name]:,} | {padding:.0%} "
+            f"| {losses[name]:.4f} |"
+        )
+
+
+def make_loaders(options: argparse.Namespace, room: Path, model: Model) -> dict[str, Loader]:
+    """Return the loaders of both splits as mlxfn's run makes them."""
+    splits = encode_splits(str(room / "data"), model.tokenizer)
+    return {
+        name: Loader(
+            split.rows,
+            options.batch_size,
+            vocab_size=model.vocab_size,
+            max_seq_length=2048,
+            shuffle=name == "train",
+        )
+        for name, split in splits.items()
+    }
+
+
+def positions_of(loader: Loader) -> int:
+    """Return the positions that an epoch sends through the model."""
+    return sum(loader.batch(0, i).tokens.size for i in range(loader.batches_per_epoch))
+
+
+def positions_of_mlx_lm(options: argparse.Namespace, room: Path, model: Model) -> int:
+    """Return the same for mlx-lm, counted on its own batches."""
+    from mlx_lm.tuner.datasets import CacheDataset, load_dataset
+    from mlx_lm.tuner.trainer import iterate_batches
+
+    settings = argparse.Namespace(data=str(room / "data"), train=True, test=False, mask_prompt=True)
+    train, _, _ = load_dataset(settings, model.tokenizer)
+    batches = iterate_batches(CacheDataset(train), options.batch_size, 2048)
+    return sum(batch[:, :-1].size for batch, _ in batches)
+
+
+def loss_of(
+    model: Model, loader: Loader, options: argparse.Namespace, folder: Path | None
+) -> float:
+    """Return the validation loss of an adapter folder, or of the base without one."""
+    alpha = options.scale * options.rank
+    adapter = lora(model, rank=options.rank, alpha=alpha, target_modules=TARGETS, init_from=folder)
+    batches = (to_device(loader.batch(0, i)) for i in range(loader.batches_per_epoch))
+    return make_evaluate(causal_lm_loss(adapter.apply))(adapter.params, batches).loss
+
+
+if __name__ == "__main__":
+    main()
