@@ -1,0 +1,151 @@
+"""Layers whose weight may be packed: their sizes, their dense weight, products with it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlxfn.errors import ConfigError
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Return whether the layer's weight is packed into integers with scales beside it.
+
+    Example:
+        >>> is_quantized(nn.Linear(32, 8)), is_quantized(nn.QuantizedLinear(32, 8, group_size=32))
+        (False, True)
+    """
+    return "scales" in layer and hasattr(layer, "bits")
+
+
+def switch_types() -> tuple[type, ...]:
+    """Return mlx-lm's mixture-of-experts linear layers; none where mlx-lm is not loaded."""
+    # Importing mlx-lm takes seconds, and without it no such layer can exist.
+    module: Any = sys.modules.get("mlx_lm.models.switch_layers")
+    return (module.SwitchLinear, module.QuantizedSwitchLinear) if module else ()
+
+
+def linear_types() -> tuple[type, ...]:
+    """Return the classes of layers that multiply by a weight [..., out, in]."""
+    return (nn.Linear, nn.QuantizedLinear, *switch_types())
+
+
+EMBEDDING_TYPES: tuple[type, ...] = (nn.Embedding, nn.QuantizedEmbedding)
+
+
+def sizes(layer: nn.Module) -> tuple[int, int]:
+    """Return (input size, output size) of a layer with a weight [..., out, in].
+
+    The input size of a packed weight comes from its scales, one per group: its own last axis
+    cannot be multiplied out for 3, 5 and 6 bits.
+
+    Args:
+        layer: Linear, embedding or expert layer, packed or not. An embedding's sizes are
+            (dimension, rows).
+
+    Example:
+        >>> sizes(nn.QuantizedLinear(64, 8, bits=3, group_size=32))
+        (64, 8)
+    """
+    columns = layer["scales"].shape[-1] * layer.group_size if is_quantized(layer) else None
+    return columns or layer["weight"].shape[-1], layer["weight"].shape[-2]
+
+
+def packing_of(layer: nn.Module) -> dict[str, Any]:
+    """Return how a layer's weight is packed, as keyword arguments of MLX's functions.
+
+    Example:
+        >>> packing_of(nn.QuantizedLinear(64, 8, bits=3, group_size=32))
+        {'group_size': 32, 'bits': 3, 'mode': 'affine'}
+    """
+    return {name: getattr(layer, name) for name in ("group_size", "bits", "mode")}
+
+
+def dense_weight(layer: nn.Module) -> mx.array:
+    """Return the weight [..., out, in] as floating point, unpacked where it is packed.
+
+    Raises:
+        ConfigError: The layer has a second scale for each expert (nvfp4), which MLX cannot
+            unpack.
+
+    Example:
+        >>> dense_weight(nn.QuantizedLinear(64, 8, bits=5, group_size=32)).shape
+        (8, 64)
+    """
+    if not is_quantized(layer):
+        return layer["weight"]
+    if layer.get("global_scale") is not None:
+        raise ConfigError(
+            "expert layers with a scale per expert cannot be unpacked",
+            where=type(layer).__name__,
+            remedy="export the adapter instead of a fused model",
+        )
+    return mx.dequantize(
+        layer["weight"],
+        layer["scales"],
+        layer.get("biases"),
+        **packing_of(layer),
+    )
+
+
+def times_weight(layer: nn.Module, x: mx.array) -> mx.array:
+    """Return ``x @ weight.T`` without the layer's bias, never unpacking the whole weight.
+
+    Args:
+        layer: Linear or embedding layer, packed or not.
+        x: float [..., in].
+
+    Returns:
+        float [..., out].
+
+    Example:
+        >>> times_weight(nn.Linear(4, 3), mx.zeros((2, 4))).shape
+        (2, 3)
+    """
+    if not is_quantized(layer):
+        return x @ layer["weight"].T
+    return mx.quantized_matmul(
+        x,
+        layer["weight"],
+        scales=layer["scales"],
+        biases=layer.get("biases"),
+        transpose=True,
+        **packing_of(layer),
+    )
+
+
+def like(layer: nn.Module, weight: mx.array, *, dequantize: bool = False) -> nn.Module:
+    """Return a layer of the same kind, bias and packing with another dense weight.
+
+    Args:
+        layer: Linear, embedding or expert layer.
+        weight: float [..., out, in].
+        dequantize: Leave the weight as floating point even if the layer's is packed.
+
+    Example:
+        >>> like(nn.QuantizedLinear(64, 8, bits=3), mx.zeros((8, 64))).bits
+        3
+    """
+    dense = _dense_like(layer, weight)
+    if not is_quantized(layer) or dequantize:
+        return dense
+    return dense.to_quantized(**packing_of(layer))
+
+
+def _dense_like(layer: nn.Module, weight: mx.array) -> Any:
+    if isinstance(layer, EMBEDDING_TYPES):
+        dense: nn.Module = nn.Embedding.__new__(nn.Embedding)
+    elif isinstance(layer, switch_types()):
+        kind: Any = switch_types()[0]
+        dense = kind.__new__(kind)
+    else:
+        dense = nn.Linear.__new__(nn.Linear)
+    # __new__ and Module.__init__ alone: the layer's own __init__ would draw random weights.
+    nn.Module.__init__(dense)
+    dense.weight = weight
+    if "bias" in layer:
+        dense.bias = layer["bias"]
+    return dense
