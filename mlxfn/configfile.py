@@ -131,13 +131,19 @@ def to_values(config: Config) -> Values:
     return {name: _get(config, name) for name in sections()}
 
 
+def to_plain(config: Config) -> Values:
+    """Return :func:`to_values` as JSON values: lists for tuples."""
+    return json.loads(json.dumps(to_values(config)))
+
+
 def to_nested(config: Config) -> dict[str, Any]:
     """Return a configuration as plain nested tables without the values that are None."""
 
     def given(_: Any, value: Any) -> bool:
         return value is not None
 
-    return attrs.asdict(config, filter=given, retain_collection_types=False)
+    nested = attrs.asdict(config, filter=given)
+    return json.loads(json.dumps(nested))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -56,10 +56,9 @@ class Eval(Event):
 class Epoch(Event):
     """The end of an epoch."""
 
-    train_loss: float
+    train_loss: float  # mean over the label tokens of the epoch
     valid_loss: float | None
-    time_s: float
-    rows_per_s: float
+    time_s: float  # since the epoch's start, or since the resume
 
 
 @attrs.frozen(kw_only=True)

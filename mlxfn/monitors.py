@@ -102,9 +102,9 @@ def divergence(*, window: int, threshold: float) -> Monitor:
 
     def observe(state: MonitorState, loss: float) -> tuple[MonitorState, Verdict]:
         losses = [*state["losses"], loss][-max(window, RECENT) :]
-        recent = sum(losses[-RECENT:]) / RECENT
-        # Written so that NaN, which compares as false, counts as diverged.
-        healthy = len(losses) < RECENT or recent <= threshold * sum(losses) / len(losses)
+        recent, average = sum(losses[-RECENT:]) / RECENT, sum(losses) / len(losses)
+        # isfinite, because NaN compares as false and an infinite mean never exceeds itself.
+        healthy = math.isfinite(average) and (len(losses) < RECENT or recent <= threshold * average)
         news = not healthy and not state["diverged"]
         after = {"losses": losses, "diverged": not healthy}
         return after, Verdict.DIVERGED if news else Verdict.CONTINUE

@@ -14,6 +14,7 @@ from mlxfn.random import fold_in, key
 from mlxfn.state import Batch, LossFn, StepMetrics, TrainState, Weighted
 from mlxfn.transforms.accumulate import Accumulated, add_micro_batch
 from mlxfn.transforms.base import Transform, apply_updates
+from mlxfn.transforms.rate import FACTOR
 from mlxfn.tree import Grads, Params
 
 
@@ -161,8 +162,7 @@ def apply_gradients(
     before = {"params": state.params, "opt": state.opt, "step": state.step}
     after = tree.where(finite & (loss.weight > 0), trained, before)
     skipped = state.skipped + mx.logical_not(finite).astype(mx.int32)
-    rate = tx.report(opt).get("learning_rate", mx.array(float("nan")))
-    metrics = StepMetrics(loss.mean(), loss.weight, norm, rate, finite)
+    metrics = StepMetrics(loss.mean(), loss.weight, norm, _rate(tx.report(opt)), finite)
     return {**after, "key": state.key, "skipped": skipped}, metrics
 
 
@@ -178,6 +178,11 @@ def split_rows(batch: Batch, parts: int) -> list[Batch]:
     count = max(min(parts, rows), 1)
     edges = [-(-rows * i // count) for i in range(count + 1)]
     return [Batch(*(field[low:high] for field in batch)) for low, high in pairwise(edges)]
+
+
+def _rate(report: dict[str, mx.array]) -> mx.array:
+    rate = report.get("learning_rate", mx.array(float("nan")))
+    return rate * report.get(FACTOR, mx.array(1.0))
 
 
 def _first_leaf(grads: Grads) -> list[mx.array]:

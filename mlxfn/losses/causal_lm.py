@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
+from mlxfn.losses.chunked import chunked_cross_entropy
 from mlxfn.losses.cross_entropy import cross_entropy
 from mlxfn.state import ApplyFn, Batch, LossFn, Weighted
 from mlxfn.tree import Params
@@ -29,5 +32,44 @@ def causal_lm_loss(apply: ApplyFn, *, label_smoothing: float = 0.0) -> LossFn:
     def loss_fn(params: Params, batch: Batch, key: mx.array | None) -> Weighted:
         logits = apply(params, batch, key)
         return cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+
+    return loss_fn
+
+
+def chunked_causal_lm_loss(
+    hidden_apply: ApplyFn,
+    head: Callable[[Params, mx.array], mx.array],
+    *,
+    chunk_size: int = 1024,
+    label_smoothing: float = 0.0,
+) -> LossFn:
+    """Return the same loss from hidden states and a frozen head, without the full logits.
+
+    Args:
+        hidden_apply: ``(params, batch, key) -> hidden [B, T, D]``.
+        head: ``(params, hidden [n, D]) -> logits [n, V]``; no gradient reaches its parameters.
+        chunk_size: Positions whose logits exist at a time.
+        label_smoothing: As in :func:`mlxfn.losses.cross_entropy`.
+
+    Returns:
+        ``(params, batch, key) -> Weighted``.
+
+    Example:
+        >>> loss_fn = chunked_causal_lm_loss(
+        ...     lambda params, batch, key: params["table"][batch.tokens], lambda params, h: h
+        ... )
+        >>> ids = mx.array([[0, 1]])
+        >>> loss_fn({"table": mx.zeros((2, 2))}, Batch(ids, ids, ids), None).weight
+        array(2, dtype=float32)
+    """
+
+    def loss_fn(params: Params, batch: Batch, key: mx.array | None) -> Weighted:
+        return chunked_cross_entropy(
+            hidden_apply(params, batch, key),
+            batch.labels,
+            lambda rows: head(params, rows),
+            chunk_size=chunk_size,
+            label_smoothing=label_smoothing,
+        )
 
     return loss_fn

@@ -15,6 +15,7 @@ from mlxfn.transforms.optimizers import (
     sgd,
 )
 from mlxfn.transforms.partition import partition, scale_by
+from mlxfn.transforms.rate import adjustable_rate, with_rate_factor
 from mlxfn.transforms.schedules import (
     SCHEDULES,
     Schedule,
@@ -34,6 +35,7 @@ __all__ = [
     "adafactor",
     "adam",
     "adamw",
+    "adjustable_rate",
     "apply_updates",
     "chain",
     "clip_by_global_norm",
@@ -49,4 +51,5 @@ __all__ = [
     "warmup_constant",
     "warmup_cosine",
     "warmup_linear",
+    "with_rate_factor",
 ]

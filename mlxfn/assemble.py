@@ -1,0 +1,316 @@
+"""From a configuration to the pieces of a run: the only place that reads the settings."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from mlxfn import blas, monitors, tree
+from mlxfn.config import Config
+from mlxfn.data.cursor import Loader
+from mlxfn.data.prepare import Split, encode_splits
+from mlxfn.data.report import DataReport
+from mlxfn.data.rows import EncodedRows
+from mlxfn.errors import DataError
+from mlxfn.evaluate import Evaluate, make_evaluate
+from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
+from mlxfn.models.adapter import Adapter
+from mlxfn.models.head import HeadSplit, split_head
+from mlxfn.models.load import load_model
+from mlxfn.models.lora import dora, full, lora
+from mlxfn.models.model import Model
+from mlxfn.monitors import Monitor
+from mlxfn.state import Batch, LossFn, RunState
+from mlxfn.step import Step, init_state, make_step
+from mlxfn.transforms import (
+    SCHEDULES,
+    Schedule,
+    Transform,
+    adjustable_rate,
+    chain,
+    clip_by_global_norm,
+)
+from mlxfn.transforms.optimizers import build_optimizer
+
+LARGE_LOGITS = 2**26
+"""Logits of a micro-batch (256 MB in fp32) from which on they are never held all at once."""
+
+EMBEDDED = "default"
+"""The path that stands for the model and the data that ship with mlxfn."""
+
+
+@attrs.frozen
+class Plan:
+    """How long the run is, in updates."""
+
+    batches_per_epoch: int
+    updates_per_epoch: int
+    updates: int
+    epochs: int
+    warmup: int
+
+
+@attrs.frozen(eq=False)
+class Job:
+    """Everything a run is made of, before its first update."""
+
+    config: Config
+    model: Model
+    adapter: Adapter
+    train: Loader
+    valid: Loader | None
+    reports: dict[str, DataReport]
+    plan: Plan
+    step: Step
+    evaluate: Evaluate
+    monitors: dict[str, Monitor]
+    state: RunState
+    fingerprints: dict[str, str]
+    memory: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Describe the run as JSON values, for a dry run and for the start of the log."""
+        return {
+            "model": self.model.describe(),
+            "adapter": self.adapter.describe(),
+            "data": {name: report.to_dict() for name, report in self.reports.items()},
+            "plan": {
+                **attrs.asdict(self.plan),
+                "batch_size": self.config.data.batch_size,
+                "accumulation": self.config.train.gradient_accumulation_steps,
+                "shapes": self.train.report().to_dict(),
+            },
+            "memory": self.memory,
+            "blas": blas.info().line(),
+            "output_dir": self.config.output_dir,
+        }
+
+
+def assemble(config: Config) -> Job:
+    """Load the model and the data and build every piece of the run; nothing is written.
+
+    Args:
+        config: The run's settings.
+
+    Raises:
+        ConfigError: The model, the adapter or a target module is not there or does not fit.
+        DataError: The data cannot be trained on as it is.
+        MemoryBudgetError: The run does not fit the budget.
+    """
+    model = load_model(
+        locate(config.model.path, "model"),
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        quantize_bits=config.model.quantize_bits,
+        quantize_group_size=config.model.quantize_group_size,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    splits = read_data(config, model, "train", "valid")
+    train = make_loader(config, model, splits["train"].rows, training=True)
+    valid = make_loader(config, model, splits["valid"].rows) if "valid" in splits else None
+    plan = make_plan(config, train.batches_per_epoch)
+    adapter = make_adapter(config, model)
+    tx = make_transform(config, plan)
+    fingerprints = {"model": model.fingerprint} | {
+        f"data.{name}": split.rows.fingerprint() for name, split in splits.items()
+    }
+    watching = make_monitors(config)
+    return Job(
+        config=config,
+        model=model,
+        adapter=adapter,
+        train=train,
+        valid=valid,
+        reports={name: split.report for name, split in splits.items()},
+        plan=plan,
+        step=make_step(
+            make_loss(config, adapter, label_smoothing=config.train.label_smoothing),
+            tx,
+            accumulate=config.train.gradient_accumulation_steps,
+        ),
+        # Validation reports the plain cross-entropy: a perplexity of a smoothed loss is none.
+        evaluate=make_evaluate(make_loss(config, adapter)),
+        monitors=watching,
+        state=RunState(
+            train=init_state(adapter.params, tx, seed=config.train.seed),
+            monitors={name: monitor.init() for name, monitor in watching.items()}
+            | {"rollback": {"count": 0}},
+        ),
+        fingerprints=fingerprints,
+        memory={},
+    )
+
+
+def locate(path: str, kind: str) -> str:
+    """Return a path or hub name, with ``default`` replaced by what ships with mlxfn.
+
+    Args:
+        path: As the configuration has it.
+        kind: ``"model"`` or ``"data"``.
+    """
+    if path != EMBEDDED:
+        return path
+    import mlxfn_configs
+
+    return str(Path(mlxfn_configs.__file__).parent / "default" / kind)
+
+
+def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
+    """Read and encode the splits of these names that are there; ``train`` has to be if asked for.
+
+    Raises:
+        DataError: There is no training data, or a row is wrong.
+    """
+    data = config.data
+    source = locate(data.path, "data")
+    splits = encode_splits(
+        source,
+        model.tokenizer,
+        format=data.format,
+        columns=data.columns,
+        loss_on=data.loss_on,
+        max_seq_length=data.max_seq_length,
+        overlong=data.overlong,
+        valid_fraction=data.valid_fraction,
+        vocab_size=model.vocab_size,
+        splits=names,
+    )
+    if "train" in names and "train" not in splits:
+        raise DataError(
+            "there is no training data", where=source, expected="train.jsonl, or one file"
+        )
+    return splits
+
+
+def make_loader(
+    config: Config, model: Model, rows: EncodedRows, *, training: bool = False
+) -> Loader:
+    """Return the loader of a split: shuffled and packed for training, in file order otherwise."""
+    data = config.data
+    batch_size = data.batch_size if training else (config.eval.batch_size or data.batch_size)
+    return Loader(
+        rows,
+        batch_size=batch_size,
+        seed=config.train.seed,
+        shuffle=data.shuffle and training,
+        vocab_size=model.vocab_size,
+        max_seq_length=data.max_seq_length,
+        packing=data.packing,
+    )
+
+
+def make_plan(config: Config, batches_per_epoch: int) -> Plan:
+    """Return how many updates and epochs the run has; ``max_steps`` wins over ``num_epochs``."""
+    per_epoch = -(-batches_per_epoch // config.train.gradient_accumulation_steps)
+    updates = config.train.max_steps or config.train.num_epochs * per_epoch
+    return Plan(
+        batches_per_epoch=batches_per_epoch,
+        updates_per_epoch=per_epoch,
+        updates=updates,
+        epochs=math.ceil(updates / per_epoch),
+        warmup=warmup_updates(config, updates),
+    )
+
+
+def warmup_updates(config: Config, updates: int) -> int:
+    """Return the length of the warmup; unless it is given, 100 or a tenth of a short run."""
+    schedule = config.schedule
+    if schedule.warmup_steps is not None:
+        return schedule.warmup_steps
+    if schedule.warmup_ratio is not None:
+        return round(schedule.warmup_ratio * updates)
+    return min(100, updates // 10)
+
+
+def make_schedule(config: Config, plan: Plan) -> Schedule:
+    """Return the learning-rate schedule over the planned updates."""
+    return SCHEDULES[config.schedule.name](
+        config.optimizer.learning_rate,
+        warmup=plan.warmup,
+        total=plan.updates,
+        min_ratio=config.schedule.min_lr_ratio,
+    )
+
+
+def make_transform(config: Config, plan: Plan) -> Transform:
+    """Return clipping and the optimizer as one transform."""
+    optimizer = build_optimizer(
+        config.optimizer.name,
+        make_schedule(config, plan),
+        weight_decay=config.optimizer.weight_decay,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        decay_mask=decays if config.adapter.kind == "full" else None,
+    )
+    clip = clip_by_global_norm(config.train.max_grad_norm)
+    if config.monitor.on_divergence == "rollback":
+        return chain(clip, optimizer, adjustable_rate())
+    return chain(clip, optimizer)
+
+
+def decays(path: str) -> bool:
+    """Return whether a parameter of a full model decays: biases and norms do not."""
+    return not path.endswith(".bias") and "norm" not in path
+
+
+def make_adapter(config: Config, model: Model) -> Adapter:
+    """Return what is trained, as the configuration says."""
+    settings = config.adapter
+    remat = "none" if config.train.remat == "auto" else config.train.remat
+    common: dict[str, Any] = {
+        "init_from": settings.init_from,
+        "packed": config.data.packing,
+        "remat": remat,
+    }
+    if settings.kind == "full":
+        return full(model, num_layers=settings.num_layers, **common)
+    build = {"lora": lora, "dora": dora}[settings.kind]
+    return build(
+        model,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        rslora=settings.rslora,
+        target_modules=settings.target_modules,
+        num_layers=settings.num_layers,
+        seed=config.train.seed,
+        **common,
+    )
+
+
+def make_loss(config: Config, adapter: Adapter, *, label_smoothing: float = 0.0) -> LossFn:
+    """Return the loss: from full logits where they are small, from hidden states otherwise."""
+    data = config.data
+    logits = data.batch_size * data.max_seq_length * adapter.model.vocab_size
+    split = split_head(adapter) if logits >= LARGE_LOGITS else None
+    if split is None or not is_frozen(split, adapter):
+        return causal_lm_loss(adapter.apply, label_smoothing=label_smoothing)
+    return chunked_causal_lm_loss(split.hidden_apply, split.head, label_smoothing=label_smoothing)
+
+
+def is_frozen(split: HeadSplit, adapter: Adapter) -> bool:
+    """Return whether no trainable parameter has a part in the head."""
+    ids = mx.zeros((1, 1), mx.int32)
+    hidden = split.hidden_apply(adapter.params, Batch(ids, ids, mx.ones_like(ids)), None)
+    grads = mx.grad(lambda params: mx.sum(split.head(params, hidden)))(adapter.params)
+    return not float(tree.global_norm(grads))
+
+
+def make_monitors(config: Config) -> dict[str, Monitor]:
+    """Return the monitors of the run by name."""
+    settings = config.monitor
+    return {
+        "early_stopping": monitors.early_stopping(
+            patience=settings.early_stopping_patience, min_delta=settings.min_delta
+        ),
+        "divergence": monitors.divergence(
+            window=settings.divergence_window, threshold=settings.divergence_threshold
+        ),
+        "nonfinite": monitors.nonfinite(
+            policy=config.train.nonfinite, max_in_a_row=config.train.max_consecutive_skips
+        ),
+    }
