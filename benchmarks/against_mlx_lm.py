@@ -34,19 +34,15 @@ TARGETS = ["q_proj", "v_proj"]
 KEYS = [f"self_attn.{name}" for name in TARGETS]  # the same modules, as mlx-lm names them
 MLX_LM = [sys.executable, "-m", "mlx_lm"]
 # mlx-lm unchanged, started in a process in which mlxfn has put OpenBLAS in place.
-MLX_LM_FAST = [
-    sys.executable,
-    "-c",
-    "import sys, runpy, mlxfn; sys.argv[0] = 'mlx_lm'; runpy.run_module('mlx_lm', alter_sys=True,"
-    " run_name='__main__')",
-]
+START_FAST = "import runpy, mlxfn; runpy.run_module('mlx_lm', run_name='__main__')"
+MLX_LM_FAST = [sys.executable, "-c", START_FAST]
 
 
 def main() -> None:
     """Measure and print."""
     options = parse()
-    with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        room = Path(folder)
         write_data(options, room / "data")
         (room / "tmp").mkdir()  # where MLX keeps kernels when nobody tells it otherwise
         contenders = {

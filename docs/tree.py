@@ -14,17 +14,26 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- tree, written by docs/tree.py -->\n```text\n", "```\n<!-- end of tree -->"
 WIDTH = 30  # column at which the descriptions start
 
-FOLDERS = {
+FOLDERS: dict[str, str] = {
     "benchmarks": "one file per question, one table out",
     "cli": "the command line, installed as mlxfn_cli: one file per command",
     "configs": "installed as mlxfn_configs: the embedded default, and recipes that run",
     "configs/default": "the model and the data set that `mlxfn train` uses without a configuration",
+    "configs/default/data": "a small real text data set",
+    "configs/default/making": "how the model and the data set were made",
+    "configs/default/model": "1 M parameters, byte-level BPE, chat template",
     "docs": "the site",
     "docs/changelog.d": "one fragment for each change a user can notice",
     "docs/explanation": "how it works, and why",
     "docs/howto": "recipes",
     "docs/reference": "configuration, command line, errors, API: written from the code",
     "tests": "mirrors mlxfn/; `python -m tests` runs every check of the project",
+}
+FILES: dict[str, str] = {
+    "benchmarks/README.md": "what is measured, and how to read it",
+    "docs/changelog.md": "the changelog, from the fragments",
+    "docs/index.md": "the front page",
+    "docs/log.md": "dead ends, with numbers",
 }
 CLOSED = {"tests", "docs/howto", "docs/explanation", "docs/reference", "docs/changelog.d"}
 """Folders that stand for what is in them."""
@@ -67,6 +76,8 @@ def describe(path: Path) -> str:
     if path.is_dir():
         own = FOLDERS.get(str(path.relative_to(ROOT)))
         return own or _docstring(path / "__init__.py")
+    if own := FILES.get(str(path.relative_to(ROOT))):
+        return own
     if path.suffix == ".py":
         return _docstring(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]

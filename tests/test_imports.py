@@ -43,7 +43,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "sinks",
         "testing",
     ),
-    "assembly": ("assemble", "recorder", "rundir"),
+    "assembly": ("assemble", "recorder", "rundir", "health"),
     "run": ("run",),
     "cli": ("cli",),
 }

@@ -42,12 +42,12 @@ def code_of(page: str) -> str:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Return a folder that holds what the pages name: a small model, and rows of data."""
-    import mlx_lm.utils
+    from mlx_lm import convert
 
     monkeypatch.chdir(tmp_path)
     plain = write_model(tmp_path / "plain", "qwen3", hidden_size=64)
     target = tmp_path / "mlx-community" / "Qwen3-0.6B-4bit"
-    mlx_lm.utils.convert(str(plain), str(target), quantize=True, q_bits=4, q_group_size=32)
+    convert(str(plain), str(target), quantize=True, q_bits=4, q_group_size=32)
     rows = [
         {"prompt": f"How much is {i} plus {j}?", "completion": f"It is {i + j}."}
         for i in range(6)
