@@ -144,11 +144,22 @@ def _span_of_turn(chat: Chat, turn: int, text: str, render: Render, tokenizer: A
     if turn == len(chat.messages) - 1:
         return len(before), len(text)
     upto = render(chat.messages[: turn + 1], False)
-    if text.startswith(upto):
-        return len(before), len(upto)
+    shorter = _without_final_eos(chat.messages[turn], upto, tokenizer.eos_token)
+    for part in (upto, shorter):
+        if part and text.startswith(part):
+            return len(before), len(part)
     if end := _end_without_thinking(chat.messages[turn], text, len(before), upto):
         return len(before), end
     raise _not_a_prefix(chat, turn, upto, text, tokenizer)
+
+
+def _without_final_eos(message: Message, upto: str, eos: str | None) -> str | None:
+    """Take off the EOS of templates that end the whole text with it, after each turn's own end."""
+    if not eos or not upto.endswith(eos) or not isinstance(message.get("content"), str):
+        return None
+    shorter = upto.removesuffix(eos)
+    own_end = shorter.rpartition(message["content"].strip())[2]
+    return shorter if own_end.strip() else None
 
 
 def _end_without_thinking(message: Message, text: str, start: int, upto: str) -> int | None:

@@ -19,6 +19,7 @@ from mlxfn.data.rows import EncodedRows
 from mlxfn.errors import DataError
 from mlxfn.state import IGNORED, Batch
 
+_BATCHES_PER_TRACE = 40  # an epoch's batches for each further bucket
 _PLANS = 2  # epochs whose order is remembered: the present one, and the next one being prepared
 
 
@@ -48,7 +49,8 @@ class Loader:
         vocab_size: Rows of the model's embedding (V); every id is checked against it.
         max_seq_length: Longest row, and the capacity of a packed row.
         packing: Several documents in one row, marked by segments.
-        bucket_count: Most different lengths of batches; each is one compiled trace.
+        bucket_count: Most different lengths of batches, each one compiled trace; None: 8, and up
+            to 16 where an epoch is long enough to pay for them.
 
     Raises:
         DataError: There are no rows, or one has an id outside the vocabulary.
@@ -70,7 +72,7 @@ class Loader:
         vocab_size: int,
         max_seq_length: int,
         packing: bool = False,
-        bucket_count: int = 8,
+        bucket_count: int | None = None,
     ) -> None:
         if not len(rows):
             raise DataError("the data set is empty", expected="at least one row")
@@ -82,7 +84,8 @@ class Loader:
         self.vocab_size = vocab_size
         self.packs = pack(rows.lengths, max_seq_length) if packing else None
         self._sizes = self._unit_sizes()  # int64 [units], a unit is a row or a pack of rows
-        self._buckets = choose_buckets(self._sizes, max_seq_length, bucket_count)
+        count = bucket_count or min(16, max(8, self.batches_per_epoch // _BATCHES_PER_TRACE))
+        self._buckets = choose_buckets(self._sizes, max_seq_length, count)
         self._plans: dict[int, list[np.ndarray]] = {}
 
     @property

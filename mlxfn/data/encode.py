@@ -57,6 +57,7 @@ class Codec:
     bos: int | None
     eos: int | None
     ends: frozenset[int]  # ids that end a turn or a text
+    special: frozenset[int]  # control tokens, the ends among them
 
     @classmethod
     def of(cls, tokenizer: Any) -> Codec:
@@ -64,14 +65,16 @@ class Codec:
         wrapped = not callable(tokenizer)
         inner: Any = tokenizer._tokenizer if wrapped else tokenizer  # noqa: SLF001 - no other way in
         eos = inner.eos_token_id
-        ends = set(getattr(tokenizer, "eos_token_ids", None) or ()) | {eos}
+        ends = (set(getattr(tokenizer, "eos_token_ids", None) or ()) | {eos}) - {None}
+        added = getattr(inner, "added_tokens_decoder", {}).items()
         return cls(
             tokenizer=tokenizer,
             inner=inner,
             front=_front(inner),
             bos=inner.bos_token_id,
             eos=eos,
-            ends=frozenset(end for end in ends if end is not None),
+            ends=frozenset(ends),
+            special=frozenset(i for i, token in added if token.special) | ends,
         )
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -205,8 +208,7 @@ def _token_mask(
     for start, end in row.spans:
         is_target[position[start] : position[end]] = True
     if row.framed:
-        _include_ends(ids, is_target, codec)
-        return _one_bos(ids, is_target, codec)
+        return _one_bos(*_include_ends(ids, is_target, codec), codec)
     # An empty completion is one that ends at once; an empty document teaches nothing.
     return _frame(ids, is_target, codec, learn_end=bool(row.spans))
 
@@ -236,11 +238,23 @@ def _tokenize_apart(
     )
 
 
-def _include_ends(ids: np.ndarray, is_target: np.ndarray, codec: Codec) -> None:
-    """Learn the end of a turn also where a template's generation block leaves it out."""
-    follows = np.zeros_like(is_target)
-    follows[1:] = is_target[:-1] & ~is_target[1:]
-    is_target |= follows & np.isin(ids, list(codec.ends))
+def _include_ends(
+    ids: np.ndarray, is_target: np.ndarray, codec: Codec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Learn the end of a turn also where a template does not mark or does not write it.
+
+    A generation block may leave it out, and some templates write nothing after the last turn (the
+    next one's header ends it): a model trained on that would not learn to stop.
+    """
+    for index in np.flatnonzero(is_target[:-1] & ~is_target[1:]) + 1:
+        is_target[index] = int(ids[index]) in codec.ends
+    if (
+        is_target[-1:].any()
+        and codec.eos is not None
+        and codec.special.isdisjoint(ids[-2:].tolist())
+    ):
+        ids, is_target = np.append(ids, np.int32(codec.eos)), np.append(is_target, True)
+    return ids, is_target
 
 
 def _one_bos(ids: np.ndarray, is_target: np.ndarray, codec: Codec) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,9 @@ class ShapeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return attrs.asdict(self, recurse=False) | {"buckets": [bucket._asdict() for bucket in self.buckets]}
+        return attrs.asdict(self, recurse=False) | {
+            "buckets": [bucket._asdict() for bucket in self.buckets]
+        }
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the report as (label, text) pairs."""
