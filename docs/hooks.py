@@ -7,6 +7,7 @@ place. The pages of the API are generated whole, one for each room of the librar
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import inspect
 import json
@@ -42,6 +43,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in the generated parts of a page."""
     return MARK.sub(lambda found: GENERATORS[found[1]](), markdown)
+
+
+def on_page_content(page: str, **_: Any) -> str:
+    """Take the markers of Sphinx roles off the docstrings: ``:func:`name``` is just a name."""
+    return re.sub(r":(?:func|class|data|mod|meth):(?=<code>)", "", page)
 
 
 def rooms() -> dict[str, list[str]]:
@@ -99,11 +105,12 @@ def _config_row(name: str, field: Any) -> str:
         parts.append("Also read: " + ", ".join(f"`{alias}`" for alias in about["aliases"]) + ".")
     if about["may_change"]:
         parts.append("*May change on resume.*")
-    return _row(f"`{name}`", f"`{type_name(field.type)}`", _default(field.default), " ".join(parts))
+    kind = f"<code>{html.escape(type_name(field.type))}</code>"
+    return _row(f"`{name}`", kind, _default(field.default), " ".join(parts))
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
 
 
 def _default(value: Any) -> str:
