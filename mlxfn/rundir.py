@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,9 +92,9 @@ class RunDir:
 
     def holds_run(self) -> bool:
         """Whether anything of a run is there already."""
-        names = [self.path / name for name in (*_FILES, "adapters", "best")]
-        steps = self.checkpoints.glob("step-*.npz")
-        return any(map(os.path.lexists, names)) or any(True for _ in steps)
+        return any(os.path.lexists(self.path / name) for name in _FILES) or any(
+            any(_ours(self.path / name)) for name in _FOLDERS
+        )
 
     def write_start(self, config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
         """Write config.toml and environment.json.
@@ -152,8 +152,8 @@ class RunDir:
             RunDirError: Something cannot be removed.
         """
         try:
-            for name, pattern in _FOLDERS.items():
-                _clear_folder(self.path / name, re.compile(pattern))
+            for name in _FOLDERS:
+                _clear_folder(self.path / name)
             for name in _FILES:  # the settings go last: until then the folder holds a run
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
@@ -264,12 +264,16 @@ def _held(run: RunDir, holder: bytes) -> RunDirError:
     )
 
 
-def _clear_folder(folder: Path, ours: re.Pattern[str]) -> None:
-    if not folder.is_dir():
-        return
+def _ours(folder: Path) -> Iterator[Path]:
+    """Yield the files that a run wrote into one of its folders."""
+    pattern = re.compile(_FOLDERS[folder.name])
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def _clear_folder(folder: Path) -> None:
     sweep(folder)
-    for path in folder.iterdir():
-        if ours.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
+    for path in list(_ours(folder)):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -152,6 +152,7 @@ def _well_formed(manifest: dict[str, Any]) -> bool:
     arrays, run = manifest.get("arrays"), manifest.get("run")
     return (
         tuple(manifest) == _KEYS
+        and fits(manifest["version"], int)  # not true, which equals 1
         and fits(manifest["step"], int)
         and isinstance(manifest["meta"], dict)
         and isinstance(arrays, list)

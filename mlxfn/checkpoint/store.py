@@ -307,6 +307,6 @@ def _peek(path: Path) -> dict[str, Any] | None:
         with open_file(path) as file:
             head = file.read(_HEAD)
             size = min(npz.manifest_end(head), os.fstat(file.fileno()).st_size)
-            return codec.peek(head + file.read(size - len(head)))
+            return codec.peek(head + file.read(max(size - len(head), 0)))
     except (OSError, CheckpointError):
         return None
