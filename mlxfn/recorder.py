@@ -33,9 +33,9 @@ class Recorder:
     _now: Callable[[], float] = time.time
     _lap: float = attrs.field(factory=time.monotonic)
 
-    def tell(self, kind: type[E], state: RunState, **fields: Any) -> None:
+    def tell(self, event_type: type[E], state: RunState, /, **fields: Any) -> None:
         """Hand an event about this state to every sink."""
-        event = kind(update=updates_applied(state), epoch=state.epoch, time=self._now(), **fields)
+        event = event_type(update=updates_applied(state), epoch=state.epoch, time=self._now(), **fields)
         for sink in self.sinks:
             sink.write(event)
 
