@@ -9,20 +9,20 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
-from mlxfn import blas, monitors, tree
+from mlxfn import blas, memory, monitors, tree
 from mlxfn.config import Config
 from mlxfn.data.cursor import Loader
 from mlxfn.data.prepare import Split, encode_splits
 from mlxfn.data.report import DataReport
 from mlxfn.data.rows import EncodedRows
-from mlxfn.errors import DataError
+from mlxfn.errors import DataError, MemoryBudgetError
 from mlxfn.evaluate import Evaluate, make_evaluate
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.adapter import Adapter
 from mlxfn.models.head import HeadSplit, split_head
 from mlxfn.models.load import load_model
 from mlxfn.models.lora import dora, full, lora
-from mlxfn.models.model import Model
+from mlxfn.models.model import Model, compute_dtype
 from mlxfn.monitors import Monitor
 from mlxfn.state import Batch, LossFn, RunState
 from mlxfn.step import Step, init_state, make_step
@@ -38,6 +38,9 @@ from mlxfn.transforms.optimizers import build_optimizer
 
 LARGE_LOGITS = 2**26
 """Logits of a micro-batch (256 MB in fp32) from which on they are never held all at once."""
+
+MOMENTS = {"sgd": 0, "lion": 1, "muon": 1, "adafactor": 0}
+"""Values an optimizer keeps for each trainable one, where it is not two."""
 
 EMBEDDED = "default"
 """The path that stands for the model and the data that ship with mlxfn."""
@@ -101,19 +104,12 @@ def assemble(config: Config) -> Job:
         DataError: The data cannot be trained on as it is.
         MemoryBudgetError: The run does not fit the budget.
     """
-    model = load_model(
-        locate(config.model.path, "model"),
-        revision=config.model.revision,
-        dtype=config.model.dtype,
-        quantize_bits=config.model.quantize_bits,
-        quantize_group_size=config.model.quantize_group_size,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    model = load_base(config)
     splits = read_data(config, model, "train", "valid")
     train = make_loader(config, model, splits["train"].rows, training=True)
     valid = make_loader(config, model, splits["valid"].rows) if "valid" in splits else None
     plan = make_plan(config, train.batches_per_epoch)
-    adapter = make_adapter(config, model)
+    adapter, needs = fit(config, model, data_tokens=len(splits["train"].rows.tokens))
     tx = make_transform(config, plan)
     fingerprints = {"model": model.fingerprint} | {
         f"data.{name}": split.rows.fingerprint() for name, split in splits.items()
@@ -141,7 +137,20 @@ def assemble(config: Config) -> Job:
             | {"rollback": {"count": 0}},
         ),
         fingerprints=fingerprints,
-        memory={},
+        memory=needs,
+    )
+
+
+def load_base(config: Config) -> Model:
+    """Load the base model that the configuration names."""
+    settings = config.model
+    return load_model(
+        locate(settings.path, "model"),
+        revision=settings.revision,
+        dtype=settings.dtype,
+        quantize_bits=settings.quantize_bits,
+        quantize_group_size=settings.quantize_group_size,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
@@ -257,26 +266,73 @@ def decays(path: str) -> bool:
     return not path.endswith(".bias") and "norm" not in path
 
 
-def make_adapter(config: Config, model: Model) -> Adapter:
+def fit(config: Config, model: Model, *, data_tokens: int) -> tuple[Adapter, dict[str, Any]]:
+    """Return the adapter with as much recompute as the memory budget asks for, and the estimate.
+
+    Raises:
+        MemoryBudgetError: Even with every layer recomputed the estimate is over a budget that
+            was given. A budget of "auto" only chooses: the estimate is no reason to refuse.
+    """
+    budget = memory.budget_gb(config.memory.budget_gb)
+    auto = config.train.remat == "auto"
+    remat = "none" if auto else config.train.remat
+    adapter = make_adapter(config, model, remat=remat)
+    table = estimate(config, adapter, remat, data_tokens)
+    if auto and table.total > budget * memory.GB:
+        remat = "all"
+        adapter = make_adapter(config, model, remat=remat)
+        table = estimate(config, adapter, remat, data_tokens)
+    if config.memory.budget_gb != "auto" and table.total > budget * memory.GB:
+        raise MemoryBudgetError(
+            "the run does not fit the memory budget",
+            where="memory.budget_gb",
+            got=f"about {table.total / memory.GB:.2f} GB for one update, {remat} recomputed",
+            expected=f"at most {budget:.2f} GB",
+            remedy="lower data.batch_size or data.max_seq_length, quantize the base with "
+            "model.quantize_bits = 4, or set train.remat = 'all'",
+        )
+    parts = {f"{name}_gb": size / memory.GB for name, size in attrs.asdict(table).items()}
+    total = {"total_gb": table.total / memory.GB, "budget_gb": budget}
+    return adapter, {**parts, **total, "remat": remat}
+
+
+def estimate(config: Config, adapter: Adapter, remat: str | int, data_tokens: int) -> memory.Table:
+    """Return the memory of one update, by arithmetic."""
+    model = adapter.model
+    shape = memory.shape_of(model.config, model.vocab_size)
+    recomputed = {"none": 0, "all": shape.layers}.get(str(remat), remat)
+    return memory.estimate(
+        shape,
+        base_bytes=model.nbytes(),
+        trainable=adapter.parameter_count(),
+        batch_size=config.data.batch_size,
+        length=config.data.max_seq_length,
+        dtype_bytes=4 if compute_dtype(model.module) == "float32" else 2,
+        moments=MOMENTS.get(config.optimizer.name, 2),
+        accumulation=config.train.gradient_accumulation_steps,
+        remat_layers=int(recomputed),
+        data_tokens=data_tokens,
+    )
+
+
+def make_adapter(config: Config, model: Model, *, remat: str | int = "none") -> Adapter:
     """Return what is trained, as the configuration says."""
     settings = config.adapter
-    remat = "none" if config.train.remat == "auto" else config.train.remat
     common: dict[str, Any] = {
+        "num_layers": settings.num_layers,
         "init_from": settings.init_from,
         "packed": config.data.packing,
         "remat": remat,
     }
     if settings.kind == "full":
-        return full(model, num_layers=settings.num_layers, **common)
-    build = {"lora": lora, "dora": dora}[settings.kind]
-    return build(
+        return full(model, **common)
+    return {"lora": lora, "dora": dora}[settings.kind](
         model,
         rank=settings.rank,
         alpha=settings.alpha,
         dropout=settings.dropout,
         rslora=settings.rslora,
         target_modules=settings.target_modules,
-        num_layers=settings.num_layers,
         seed=config.train.seed,
         **common,
     )
