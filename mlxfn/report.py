@@ -32,23 +32,38 @@ def write(run: Path) -> Report:
     Raises:
         RunDirError: There is no log of events, or a file cannot be read or written.
     """
-    log = run / "events.jsonl"
-    try:
-        events = [event for event in read_events(log) if "event" in event]
-    except OSError as error:
-        raise RunDirError(
-            f"the log of events cannot be read: {error.strerror}", where=log
-        ) from error
+    events = _read(run)
     if not events:
         raise RunDirError(
             "there is no log of events here",
-            where=log,
+            where=run / "events.jsonl",
             expected='a run directory of mlxfn train, with "jsonl" in log.sinks',
         )
     report = summarize(events, run_dir=str(run))
     _publish(run / "report.json", json_text(report, indent=2) + "\n")
     _publish(run / "report.html", page(report, events))
     return report
+
+
+def write_page(run: Path) -> None:
+    """Make report.html of a run that just ended; without a log there is nothing to show.
+
+    Raises:
+        RunDirError: A file cannot be read or written.
+    """
+    events = _read(run)
+    if events:
+        _publish(run / "report.html", page(summarize(events, run_dir=str(run)), events))
+
+
+def _read(run: Path) -> list[Event]:
+    log = run / "events.jsonl"
+    try:
+        return [event for event in read_events(log) if "event" in event]
+    except OSError as error:
+        raise RunDirError(
+            f"the log of events cannot be read: {error.strerror}", where=log
+        ) from error
 
 
 def _publish(path: Path, content: str) -> None:

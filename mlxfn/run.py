@@ -22,6 +22,7 @@ from mlxfn.health import already_over, judge_update, observe, stopped_early
 from mlxfn.models.export import export_mlx_lm
 from mlxfn.models.generate import generate
 from mlxfn.recorder import Recorder, remember, updates_applied
+from mlxfn.report import write_page
 from mlxfn.result import FINISHED, Ending, TrainingResult
 from mlxfn.rundir import RunDir, open_run
 from mlxfn.signals import StopRequest
@@ -318,6 +319,7 @@ def finish(
     report = attrs.asdict(result)
     folder.write_report(report)
     record.tell(events.End, state, reason=ending.reason, exit_code=ending.exit_code, result=report)
+    write_page(folder.path)
     return result
 
 
