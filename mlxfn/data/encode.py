@@ -65,7 +65,7 @@ class Codec:
         wrapped = not callable(tokenizer)
         inner: Any = tokenizer._tokenizer if wrapped else tokenizer  # noqa: SLF001 - no other way in
         eos = inner.eos_token_id
-        ends = (set(getattr(tokenizer, "eos_token_ids", None) or ()) | {eos}) - {None}
+        ends = ({eos} | (set(tokenizer.eos_token_ids) if wrapped else set())) - {None}
         added = getattr(inner, "added_tokens_decoder", {}).items()
         return cls(
             tokenizer=tokenizer,

@@ -1,0 +1,192 @@
+"""The stream of batches: any cursor gives exactly the rest of the stream."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxfn.data.cursor import Loader, to_device
+from mlxfn.data.rows import EncodedRows
+from mlxfn.errors import DataError
+from tests.data.helpers import VOCAB, lengths, rows_of, seeds
+
+
+def loader_of(sizes, batch_size=3, **options):
+    options = {"vocab_size": VOCAB, "max_seq_length": 64, **options}
+    return Loader(rows_of(sizes), batch_size, **options)
+
+
+def content(window):
+    return (
+        window.epoch,
+        window.position,
+        window.row_ids,
+        [part.tobytes() for b in window.batches for part in b],
+    )
+
+
+def stream(loader, epoch, position, k, last):
+    with loader.windows(epoch, position, k, last_epoch=last) as windows:
+        return [content(window) for window in windows]
+
+
+settings_of = st.fixed_dictionaries(
+    {
+        "seed": seeds,
+        "shuffle": st.booleans(),
+        "packing": st.booleans(),
+        "batch_size": st.integers(1, 8),
+    }
+)
+
+
+@given(sizes=lengths, options=settings_of, epoch=st.integers(0, 3))
+def test_an_epoch_holds_every_row_once(sizes, options, epoch):
+    """Packed or not, shuffled or not, and also when there are fewer rows than a batch holds."""
+    loader = loader_of(sizes, **options)
+    seen = [row for at in range(loader.batches_per_epoch) for row in loader.row_indices(epoch, at)]
+    assert sorted(seen) == list(range(len(sizes)))
+    batches = list(loader.epoch(epoch))
+    assert sum((batch.segments > 0).sum() for batch in batches) == sum(sizes)
+    targets = sum((batch.labels != -100).sum() for batch in batches)
+    assert targets == (loader.rows.labels != -100).sum()
+
+
+@settings(max_examples=30)
+@given(sizes=lengths, options=settings_of, k=st.integers(1, 4))
+def test_the_stream_continues_alike_from_every_cursor(sizes, options, k):
+    """The whole remainder from each cursor, by a new loader that has seen nothing before."""
+    whole = stream(loader_of(sizes, **options), 0, 0, k, last=2)
+    cursors = [(0, 0), *((epoch, position) for epoch, position, *_ in whole)]
+    for done, (epoch, position) in enumerate(cursors):
+        assert stream(loader_of(sizes, **options), epoch, position, k, last=2) == whole[done:]
+
+
+@given(sizes=lengths, options=settings_of, k=st.integers(1, 5))
+def test_an_update_never_crosses_an_epoch(sizes, options, k):
+    """Micro-batches left over from one epoch must not leak into the next one's first update."""
+    loader = loader_of(sizes, **options)
+    count = loader.batches_per_epoch
+    with loader.windows(0, 0, k, last_epoch=2) as windows:
+        made = [len(window.batches) for window in windows]
+    per_epoch = [k] * (count // k) + ([count % k] if count % k else [])
+    assert made == per_epoch * 2
+
+
+def test_a_cursor_at_the_end_of_an_epoch_begins_the_next():
+    """(0, last) and (1, 0) are one place."""
+    loader = loader_of([3] * 7, 2)
+    count = loader.batches_per_epoch
+    assert stream(loader, 0, count, 2, last=2) == stream(loader, 1, 0, 2, last=2)
+    assert loader.window(0, count, 2) == []
+
+
+def test_each_epoch_is_drawn_anew_and_resumed_with_its_own_order():
+    """Resuming in epoch 1 with the order of epoch 0 would repeat some rows and miss others."""
+    loader = loader_of([3] * 30, 2)
+    orders = [[loader.row_indices(epoch, at) for at in range(15)] for epoch in range(3)]
+    assert len({str(order) for order in orders}) == 3
+    fresh = loader_of([3] * 30, 2)
+    assert [fresh.row_indices(1, at) for at in range(7, 15)] == orders[1][7:]
+
+
+@given(sizes=lengths, options=settings_of)
+def test_batches_have_few_shapes(sizes, options):
+    """Every shape is a compiled trace."""
+    loader = loader_of(sizes, **options)
+    shapes = {batch.tokens.shape for epoch in range(2) for batch in loader.epoch(epoch)}
+    assert shapes <= {(options["batch_size"], length) for length in loader.lengths}
+    assert len(loader.lengths) <= 8
+
+
+@given(sizes=lengths, options=settings_of)
+def test_packed_segments_count_up_from_one(sizes, options):
+    """1..k without a gap, each contiguous, padding at the end alone."""
+    loader = loader_of(sizes, **{**options, "packing": True})
+    for batch in loader.epoch(0):
+        assert batch.tokens.shape[1] <= 64
+        for segments in batch.segments:
+            real = segments[segments > 0]
+            assert (segments[: len(real)] > 0).all()
+            assert set(np.diff(real).tolist()) <= {0, 1}
+            assert len(real) == 0 or real[0] == 1
+
+
+def test_a_data_set_smaller_than_a_batch_is_one_padded_batch():
+    """Refusing it, as others do, loses the small experiment everyone starts with."""
+    loader = loader_of([4, 6], 8)
+    assert loader.batches_per_epoch == 1
+    batch = loader.batch(0, 0)
+    assert batch.tokens.shape == (8, 8)
+    assert (batch.segments.any(axis=1)).sum() == 2
+
+
+def test_grouping_by_length_saves_most_padding():
+    """A sort by anything but the length (the number of keys in a row, say) would pad nearly double."""
+    sizes = (np.random.default_rng(0).lognormal(3, 0.8, 400).astype(int) % 200 + 1).tolist()
+    grouped = Loader(rows_of(sizes), 4, vocab_size=VOCAB, max_seq_length=256).report()
+    in_file_order = Loader(
+        rows_of(sizes), 4, shuffle=False, vocab_size=VOCAB, max_seq_length=256
+    ).report()
+    assert grouped.padding < 0.25
+    assert in_file_order.padding > 0.45
+
+
+def test_the_report_counts_what_an_epoch_delivers():
+    """Padding that is reported is padding that is computed."""
+    loader = loader_of([3, 9, 17, 30, 31, 5, 8], 2, packing=True)
+    report = loader.report()
+    batches = list(loader.epoch(0))
+    assert report.batches == len(batches) == sum(use.batches for use in report.buckets)
+    positions = sum(batch.tokens.size for batch in batches)
+    assert report.padding == 1 - sum(int((b.segments > 0).sum()) for b in batches) / positions
+    assert (report.rows, report.packed_rows) == (7, len(loader.packs or []))
+
+
+def test_a_bad_id_is_found_before_the_first_update_with_its_row():
+    """In the middle of a run it would cost the run."""
+    for tokens, labels in (([VOCAB], [1]), ([1], [VOCAB]), ([-1], [1]), ([1], [-1])):
+        rows = EncodedRows.of([([1], [2]), (tokens, labels)], ["a:1", "a:2"])
+        with pytest.raises(DataError, match="outside the model's vocabulary") as caught:
+            Loader(rows, 1, vocab_size=VOCAB, max_seq_length=8)
+        assert caught.value.where == "a:2"
+
+
+def test_ids_are_checked_again_when_a_batch_is_made():
+    """Rows may be a file on disk that changes."""
+    loader = loader_of([4], 1)
+    loader.rows.tokens[2] = VOCAB
+    with pytest.raises(DataError, match="batch 0 of epoch 5"):
+        loader.batch(5, 0)
+
+
+def test_there_is_no_batch_outside_an_epoch():
+    """A negative index would quietly be one from the end."""
+    loader = loader_of([3] * 5, 2)
+    for position in (-1, 3):
+        with pytest.raises(IndexError):
+            loader.batch(0, position)
+
+
+def test_no_rows_are_no_loader():
+    """An epoch of nothing would never end."""
+    with pytest.raises(DataError, match="empty"):
+        Loader(EncodedRows.of([]), 1, vocab_size=1, max_seq_length=8)
+
+
+def test_rows_of_a_batch_are_named_for_messages():
+    """A non-finite loss is traced back to the lines that made it."""
+    loader = loader_of([3] * 5, 2, shuffle=False)
+    with loader.windows(0, 0, 2) as windows:
+        window = next(windows)
+    assert window.row_ids == [f"train.jsonl:{line}" for line in range(1, 5)]
+    assert window.rows == 4
+
+
+def test_a_host_batch_becomes_device_arrays_unchanged():
+    """The one place where numpy turns into MLX."""
+    host = loader_of([3, 5], 2).batch(0, 0)
+    device = to_device(host)
+    for before, after in zip(host, device, strict=True):
+        assert np.array_equal(np.array(after), before)
+        assert str(after.dtype) == "mlx.core.int32"
