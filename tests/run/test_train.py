@@ -125,7 +125,7 @@ def test_a_resume_on_other_data_is_refused(whole, tmp_path):
     write_rows(tmp_path / "train.jsonl", sums(21, offset=1))
     write_rows(tmp_path / "valid.jsonl", sums(7, offset=100))
     moved = small_config(folder, data__path=str(tmp_path))
-    with pytest.raises(CheckpointError, match="data.train: another fingerprint"):
+    with pytest.raises(CheckpointError, match=r"data\.train: another fingerprint"):
         mf.train(moved, mode="resume")
 
 
