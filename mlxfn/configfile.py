@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import attrs
 import cattrs
@@ -259,7 +259,7 @@ def _check(field: attrs.Attribute[Any], value: Any) -> Any:
     check = field.metadata["check"]
     wanted = check[0] if check else type_name(field.type)
     try:
-        structured = _converter.structure(value, field.type)
+        structured: Any = _converter.structure(value, cast("type[Any]", field.type))
     except Exception as error:
         raise ValueError(wanted) from error
     if check and structured is not None and not _holds(check[1], structured):

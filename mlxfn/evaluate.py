@@ -67,8 +67,8 @@ def make_evaluate(loss_fn: LossFn, *, compiled: bool = True) -> Evaluate:
         total = weight = 0.0
         for batch in batches:
             loss = run(params, batch)
-            total += float(loss.total.item())
-            weight += float(loss.weight.item())
+            total += float(loss.total)
+            weight += float(loss.weight)
         return Evaluation(total, weight)
 
     return evaluate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ from mlxfn.models.generate import generate
 from mlxfn.recorder import Recorder, remember, updates_applied
 from mlxfn.report import write_page
 from mlxfn.result import FINISHED, Ending, TrainingResult
-from mlxfn.rundir import RunDir, open_run
+from mlxfn.rundir import Mode, RunDir, open_run
 from mlxfn.signals import StopRequest
 from mlxfn.sinks.jsonl import JsonlSink
 from mlxfn.state import RunState, StepMetrics
 
 
 def train(
-    config: Config, *, mode: str = "new", sinks: Sequence[events.Sink] = ()
+    config: Config, *, mode: Mode = "new", sinks: Sequence[events.Sink] = ()
 ) -> TrainingResult:
     """Fine-tune a model as a configuration says, from the data to the exported adapters.
 
@@ -61,7 +61,7 @@ def train(
 
 
 @contextmanager
-def open_recorder(job: Job, folder: RunDir, sinks: Sequence[events.Sink]) -> Iterator[Recorder]:
+def open_recorder(job: Job, folder: RunDir, sinks: Sequence[events.Sink]) -> Generator[Recorder]:
     """Open the checkpoint store and the log; both are closed however the run ends."""
     config = job.config
     log = [JsonlSink(folder.events)] if "jsonl" in config.log.sinks else []

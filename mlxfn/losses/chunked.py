@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
 from mlxfn.losses.cross_entropy import cross_entropy
-from mlxfn.state import Weighted
+from mlxfn.state import IGNORED, Weighted
 
 
 def chunked_cross_entropy(
@@ -69,5 +70,5 @@ def chunked_cross_entropy(
     def backward(_: mx.array, cotangents: list[mx.array], outputs: list[mx.array]) -> mx.array:
         return (outputs[1] * cotangents[0]).astype(outputs[1].dtype)
 
-    total, _ = loss_and_gradient(hidden)
-    return Weighted(total, mx.sum(labels != -100).astype(mx.float32))
+    outputs: Any = loss_and_gradient(hidden)
+    return Weighted(outputs[0], mx.sum(labels != IGNORED).astype(mx.float32))
