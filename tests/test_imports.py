@@ -50,7 +50,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "report",
         "testing",
     ),
-    "assembly": ("assemble", "recorder", "rundir", "health"),
+    "assembly": ("assemble", "recorder", "rundir", "health", "reopen"),
     "run": ("run",),
     "cli": ("cli",),
 }

@@ -23,6 +23,7 @@ from mlxfn.models.slots import walk
 __all__ = ["Model", "fingerprint", "load_model"]
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+_TRUST = "read that code, then model.trust_remote_code = true"
 _EDGE = 1 << 16  # bytes of each end of a weight file that go into the fingerprint
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
 
@@ -167,7 +168,7 @@ def _refuse_custom_code(config: dict[str, Any], name: str, *, trusted: bool) -> 
         raise _unusable(
             name,
             f"it runs Python code of its own ({config['model_file']})",
-            "read that code, then model.trust_remote_code = true",
+            _TRUST,
         )
 
 
@@ -274,8 +275,11 @@ def _load_tokenizer(folder: Path, name: str, config: dict[str, Any], trusted: bo
     try:
         return _mlx_lm().load_tokenizer(folder, extra, eos_token_ids=_eos_ids(config))
     except Exception as error:
+        custom = "trust_remote_code" in str(error)
         raise _unusable(
-            name, f"its tokenizer: {_why(error)}", "check the tokenizer files in the folder"
+            name,
+            f"its tokenizer: {_why(error)}",
+            _TRUST if custom else "check the tokenizer files in the folder",
         ) from error
 
 

@@ -77,12 +77,12 @@ def _recomputed(pure: Callable[..., list[mx.array]]) -> Callable[..., list[mx.ar
     function: Any = mx.custom_function(pure)
 
     @function.vjp
-    def backward(
-        primals: Sequence[mx.array], cotangents: Sequence[mx.array], _: Sequence[mx.array]
-    ) -> list[mx.array]:
+    def backward(primals: Any, cotangents: Any, _: Any) -> list[mx.array]:
+        # MLX hands over a single primal bare, several as a tuple.
+        inputs = [primals] if isinstance(primals, mx.array) else list(primals)
         # Ordered after the cotangents, or compile would merge the recompute into the forward
         # pass, and the scheduler could run it early: both keep the activations after all.
-        ordered = mx.depends(list(primals), list(cotangents))
+        ordered = mx.depends(inputs, list(cotangents))
         _, gradients = mx.vjp(pure, ordered, list(cotangents))
         return gradients
 

@@ -73,16 +73,16 @@ def _tensors(header: Any) -> Iterator[dict[str, Any]]:
 
 
 def read_safetensors(file: Path) -> dict[str, mx.array]:
-    """Return a file's tensors, read completely, so that the file may be replaced afterwards.
+    """Return a file's tensors in its own order, read completely: the file may be replaced then.
 
     Raises:
         ValueError: It is damaged.
         OSError: It cannot be read.
     """
-    check_safetensors(file)
+    header = check_safetensors(file)
     arrays: Any = mx.load(str(file))
     mx.eval(arrays)
-    return arrays
+    return {name: arrays[name] for name in header if name != "__metadata__"}
 
 
 def write_safetensors(
