@@ -78,6 +78,7 @@ class CheckpointStore:
         self.folder = folder
         self.keep_last_n = keep_last_n
         self.damaged: tuple[Damaged, ...] = ()  # what latest() had to skip
+        self._bad: set[Path] = set()  # damaged, and not written anew since
         self._system = system
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._write: Future[None] | None = None
@@ -175,6 +176,7 @@ class CheckpointStore:
             atomic_write(path, pieces, system=self._system)
         except OSError as error:
             raise write_error(f"the checkpoint of update {host.step}", path, error) from error
+        self._bad.discard(path)
         self._thin(host)
 
     def _make_folder(self) -> None:
@@ -185,11 +187,10 @@ class CheckpointStore:
     def _thin(self, host: HostState) -> None:
         # Only checkpoints of this run's own past count: a damaged one must not push a good one
         # out, and a later one belongs to a past that is being done over.
-        bad = {damaged.path for damaged in self.damaged} - {self.path_of(host.step)}
         paths = {
             step: path
             for step, path in self._paths().items()
-            if step <= host.step and path not in bad
+            if step <= host.step and path not in self._bad
         }
         protected = {host.step, host.run["best_step"]}
         for step in to_remove(paths, self.keep_last_n, protected):
@@ -233,6 +234,7 @@ class CheckpointStore:
                     return Found(_rebuild(contents, template, path), contents.manifest, path)
         finally:
             self.damaged = tuple(damaged)
+            self._bad = {path for path, _ in damaged}
         return None
 
     def load(self, step: int, template: RunState) -> Found:

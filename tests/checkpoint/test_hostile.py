@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 from mlxfn.checkpoint import npz
-from mlxfn.checkpoint.codec import decode, encode, snapshot
+from mlxfn.checkpoint.codec import decode, encode, inspect, snapshot
 from mlxfn.checkpoint.manifest import compose
 from mlxfn.checkpoint.npz import Spec
 from mlxfn.errors import CheckpointError
@@ -172,6 +172,45 @@ def test_a_hostile_checkpoint_is_refused(case):
     finally:
         tracemalloc.stop()
     assert peak <= 2 * len(data) + (64 << 20)
+
+
+def layout(*entries: tuple[str, str, tuple[int, ...], bytes]) -> bytes:
+    """Seal a file whose manifest and layout agree on these arrays, whatever they are."""
+    arrays = [{"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape, _ in entries]
+    contents = [
+        (Spec(name, DESCRS[dtype], shape), memoryview(data)) for name, dtype, shape, data in entries
+    ]
+    return b"".join(npz.write(text(MANIFEST | {"arrays": arrays}), contents))
+
+
+def test_a_file_that_agrees_with_itself_passes_the_first_gate():
+    """Without this the next test could pass for any reason."""
+    assert set(inspect(layout(("w", "float32", (1, 1), bytes(4)))).arrays) == {"w"}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("w", "float32", (1,), bytes(4))] * 2,
+        [("../w", "float32", (1,), bytes(4))],
+        [("/w", "float32", (1,), bytes(4))],
+        [("w\n", "float32", (1,), bytes(4))],
+        [("w" * 1001, "float32", (1,), bytes(4))],
+        [("w", "float32", (0, 2**63), b"")],
+        [("w", "float32", (1,) * 33, bytes(4))],
+    ],
+    ids=["twice", "climbs", "absolute", "newline", "long", "beyond int64", "33 dimensions"],
+)
+def test_a_file_that_agrees_with_itself_is_refused_for_what_it_says(entries):
+    """`mlxfn checkpoints --verify` has no template to compare with."""
+    with pytest.raises(CheckpointError, match="malformed"):
+        inspect(layout(*entries))
+
+
+def test_sizes_are_compared_with_the_file_before_anything_is_made_of_them():
+    """An array of 2**62 elements is an arithmetic problem and not an allocation."""
+    with pytest.raises(CheckpointError, match="shorter than its arrays"):
+        inspect(with_array(shape=(2**62, 2**62)))
 
 
 def test_bytes_that_are_neither_true_nor_false_are_refused():

@@ -144,8 +144,29 @@ def test_a_damaged_checkpoint_pushes_no_good_one_out(tmp_path):
     with CheckpointStore(tmp_path, keep_last_n=2) as store:
         assert store.latest(TEMPLATE).state.train.step.item() == 15
         store.save(small_state(20))
-        store.flush()
-        assert store.latest(TEMPLATE).state.train.step.item() == 20
+        store.save(small_state(25))
+    # written anew, 20 is good again and counts
+    good = [f"step-000000{step}.npz" for step in (20, 25)]
+    assert present(tmp_path) == [*good, "step-00000030.npz", "step-00000040.npz"]
+
+
+def test_damaged_checkpoints_in_between_do_not_count(tmp_path):
+    """Of the two that are kept, both can be resumed from."""
+    filled(tmp_path, 10, 20, 30)
+    for step in (20, 30):
+        flip(tmp_path / f"step-000000{step}.npz")
+    with CheckpointStore(tmp_path, keep_last_n=2) as store:
+        assert store.latest(TEMPLATE).state.train.step.item() == 10
+        store.save(small_state(40))
+    assert {"step-00000010.npz", "step-00000040.npz"} <= set(present(tmp_path))
+
+
+def test_a_save_removes_nothing_of_later_updates(tmp_path):
+    """They belong to another past of the run, which only `drop_after` ends."""
+    filled(tmp_path, 10, 20, 30)
+    with CheckpointStore(tmp_path, keep_last_n=1) as store:
+        store.save(small_state(15))
+    assert [name[5:13] for name in present(tmp_path)] == ["00000015", "00000020", "00000030"]
 
 
 def test_going_back_drops_what_came_after(tmp_path):
@@ -199,21 +220,21 @@ def test_at_most_one_write_is_under_way(tmp_path):
 @pytest.mark.parametrize("call", CALLS)
 def test_a_failed_write_is_told_once_and_changes_nothing(tmp_path, call, number):
     """Full disk or broken cable: what was there stays, nothing is half there, and the run knows."""
-    filled(tmp_path, 10)
-    before = (tmp_path / "step-00000010.npz").read_bytes()
+    filled(tmp_path, 10, 20)
+    before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     store = CheckpointStore(tmp_path, keep_last_n=1, system=Failing(call, number))
-    store.save(small_state(20, best=20))
-    with pytest.raises(RunDirError, match="update 20") as error:
+    store.save(small_state(30, best=30))
+    with pytest.raises(RunDirError, match="update 30") as error:
         store.flush()
     assert error.value.exit_code == 4
     assert os.strerror(number) in str(error.value)
-    published = ["step-00000020.npz"] * (call == "sync_folder")
-    assert present(tmp_path) == ["step-00000010.npz", *published]
-    assert (tmp_path / "step-00000010.npz").read_bytes() == before
+    published = ["step-00000030.npz"] * (call == "sync_folder")
+    assert present(tmp_path) == ["step-00000010.npz", "step-00000020.npz", *published]
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())][:2] == before
     store.poll()
-    store.save(small_state(20))
+    store.save(small_state(30))
     store.close()
-    assert present(tmp_path) == ["step-00000020.npz"]
+    assert present(tmp_path) == ["step-00000030.npz"]
 
 
 @pytest.mark.parametrize("tell", ["poll", "save", "flush", "close"])
