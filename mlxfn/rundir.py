@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ _EXPORTS = (
     r"|vocab\.json|merges\.txt|chat_template\.(jinja|json)"
 )
 _FOLDERS = {"checkpoints": r"step-\d+\.npz", "adapters": _EXPORTS, "best": _EXPORTS}
+# An export on its way: being filled, or the old one moved aside (see models/folders.py).
+_MOVING = re.compile(r"\.(?P<name>adapters|best)\.[0-9a-f]{16}\.(?P<kind>tmp|old)")
 
 
 @attrs.frozen
@@ -133,7 +136,7 @@ class RunDir:
             raise write_error("the log of events", self.events, error) from error
 
     def recover(self) -> None:
-        """Remove what a killed process left half done: temporary files, and a torn event.
+        """Undo what a killed process left half done: temporary files, exports, a torn event.
 
         Raises:
             RunDirError: Something there cannot be read or removed.
@@ -141,6 +144,7 @@ class RunDir:
         try:
             for folder in (self.path, *(self.path / name for name in _FOLDERS)):
                 sweep(folder)
+            _recover_exports(self.path)
             cut_back(self.events)
         except OSError as error:
             raise write_error("the run directory", self.path, error) from error
@@ -200,9 +204,9 @@ def open_run(path: Path, *, mode: Mode = "new") -> Generator[RunDir]:
         raise write_error("the run directory", path, error) from error
     try:
         _check_mode(run, mode)  # again: it may have changed while nobody held the lock
+        run.recover()
         if mode == "fresh":
             run.clear()
-        run.recover()
         yield run
     finally:
         os.close(lock)
@@ -277,3 +281,15 @@ def _clear_folder(folder: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _recover_exports(path: Path) -> None:
+    """Put back an export that was moved aside for a new one which never came, or remove it."""
+    for child in sorted(path.iterdir()):
+        match = _MOVING.fullmatch(child.name)
+        if match is None or child.is_symlink():
+            continue
+        if match["kind"] == "old" and not (path / match["name"]).exists():
+            child.rename(path / match["name"])
+        else:
+            shutil.rmtree(child)

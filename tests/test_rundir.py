@@ -269,6 +269,22 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
         assert run.events.read_bytes() == whole
 
 
+@pytest.mark.parametrize("mode", ["resume", "fresh"])
+def test_an_export_cut_short_by_a_kill_is_put_back_or_removed(tmp_path, mode):
+    """Between its two renames a kill leaves the old adapters under a hidden name only."""
+    run = with_run(tmp_path)
+    digits = "0123456789abcdef"
+    run.adapters.rename(tmp_path / f".adapters.{digits}.old")
+    for name in (f".adapters.{digits}.tmp", f".best.{digits}.old", ".best.mine.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapters.safetensors").write_bytes(b"half")
+    with open_run(tmp_path, mode=mode):
+        left = {name for name in tree_of(tmp_path) if "/" not in name and name[0] == "."}
+        assert left == {".best.mine.old"}
+        assert (run.adapters / "adapters.safetensors").exists() == (mode == "resume")
+        assert (run.best / "adapter_config.json").exists() == (mode == "resume")
+
+
 def test_a_resumed_log_ends_at_the_checkpoint(tmp_path):
     """Updates done again must not be in the log twice."""
     run = with_run(tmp_path)
