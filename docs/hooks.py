@@ -45,9 +45,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return MARK.sub(lambda found: GENERATORS[found[1]](), markdown)
 
 
-def on_page_content(page: str, **_: Any) -> str:
+def on_page_content(content: str, **_: Any) -> str:
     """Take the markers of Sphinx roles off the docstrings: ``:func:`name``` is just a name."""
-    return re.sub(r":(?:func|class|data|mod|meth):(?=<code>)", "", page)
+    return re.sub(r":(?:func|class|data|mod|meth):(?=<code>)", "", content)
 
 
 def rooms() -> dict[str, list[str]]:
