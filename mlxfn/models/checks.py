@@ -57,10 +57,13 @@ def _measure(adapter: Adapter, length: int) -> tuple[float, float, mx.Dtype]:
 
 
 def _logits(adapter: Adapter, *documents: mx.array) -> mx.array:
+    """Return the logits of a row of documents, run beside a row that is one long document."""
     tokens = mx.concatenate(list(documents), axis=1)
     numbers = [mx.full(doc.shape, n, mx.int32) for n, doc in enumerate(documents, 1)]
-    batch = Batch(tokens, tokens, mx.concatenate(numbers, axis=1))
-    return adapter.apply(adapter.params, batch, None)
+    segments = mx.concatenate(numbers, axis=1)
+    # With one row, or two cut alike, a model that gives rows each other's masks would pass.
+    rows = [mx.concatenate([tokens] * 2), mx.concatenate([segments, mx.ones_like(segments)])]
+    return adapter.apply(adapter.params, Batch(rows[0], rows[0], rows[1]), None)[:1]
 
 
 def _refusal(adapter: Adapter, why: str) -> ConfigError:

@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlxfn.errors import ConfigError
+from mlxfn.models.gemma2 import complete_gemma2
 from mlxfn.models.model import Model
 from mlxfn.models.quantized import EMBEDDING_TYPES, is_quantized, sizes
 from mlxfn.models.safetensors import check_safetensors
@@ -63,6 +64,7 @@ def load_model(
     _refuse_custom_code(config, name, trusted=trust_remote_code)
     weights = _check_weights(folder, name)
     module, config = _build(folder, name, trust_remote_code)
+    complete_gemma2(module, config)
     _set_dtype(module, dtype)
     if quantize_bits is not None:
         config = _quantize(module, config, quantize_bits, quantize_group_size or 64)
