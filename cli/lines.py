@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import singledispatch
 from pathlib import Path
@@ -91,13 +92,18 @@ def _plan(plan: dict[str, Any]) -> str:
     )
 
 
-def _memory(memory_: dict[str, Any]) -> str:
-    gigabytes = {name: value for name, value in memory_.items() if isinstance(value, int | float)}
-    return ", ".join(
-        f"{name.removesuffix('_gb').replace('_', ' ')} {memory(value)}"
-        for name, value in gigabytes.items()
-        if name.endswith("_gb")
-    )
+def _memory(estimate: dict[str, Any]) -> str:
+    """Return the whole, and the parts that make it up, the largest first."""
+    parts = {name[:-3]: size for name, size in estimate.items() if name.endswith("_gb")}
+    total, budget = parts.pop("total", 0.0), parts.pop("budget", math.nan)
+    if not total:
+        return ""
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
+    named = ", ".join(f"{name} {memory(value)}" for name, value in largest)
+    text = f"about {memory(total)} at the peak ({named}, ...)"
+    text += "" if math.isnan(budget) else f" of {memory(budget)} allowed"
+    recomputed = estimate.get("remat", "none")
+    return text if recomputed in {"none", 0} else f"{text}; layers recomputed: {recomputed}"
 
 
 @singledispatch

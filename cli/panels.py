@@ -62,7 +62,7 @@ class Live:
     epochs: int
     update: int = 0
     epoch: int = 0
-    doing: str = "preparing the first update"
+    doing: str = "getting ready: samples, a first evaluation, compilation"
     pace: Pace = field(factory=Pace)
     losses: list[float] = field(factory=list[float])
     step: events.Step | None = None
@@ -71,7 +71,9 @@ class Live:
     def observe(self, event: events.Event) -> None:
         """Take what an event says about progress."""
         self.update, self.epoch = event.update, event.epoch
-        self.pace = self.pace.observe(event.update, event.time)
+        if isinstance(event, events.Step) or self.pace.seen:
+            # Not from the start: the first update compiles, and would promise hours.
+            self.pace = self.pace.observe(event.update, event.time)
         if isinstance(event, events.Step):
             self.step = event
             self.losses = [*self.losses, event.loss][-10:]

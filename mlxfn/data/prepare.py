@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlxfn.data.encode import EncodeOptions, LossOn, Overlong
@@ -85,7 +86,7 @@ def _readers(source: Source, valid_fraction: float) -> dict[str, Callable[[], It
             remedy="set data.valid_fraction to 0, or remove the file",
         )
     readers: dict[str, Callable[[], Iterator[Record]]] = {
-        name: lambda paths=paths: read_records(paths) for name, paths in files.items()
+        name: lambda paths=paths: _at_least_one(paths) for name, paths in files.items()
     }
     if valid_fraction and "train" in files:
         train = readers["train"]
@@ -93,6 +94,17 @@ def _readers(source: Source, valid_fraction: float) -> dict[str, Callable[[], It
         readers["train"] = lambda: (r for r in train() if share(r.value) >= valid_fraction)
         readers["valid"] = lambda: (r for r in train() if share(r.value) < valid_fraction)
     return readers
+
+
+def _at_least_one(paths: Sequence[Path]) -> Iterator[Record]:
+    """Yield the rows of files, of which there has to be one; the error names the files."""
+    count = 0
+    for record in read_records(paths):
+        count += 1
+        yield record
+    if not count:
+        names = ", ".join(str(path) for path in paths)
+        raise DataError("the data set is empty", where=names, expected="at least one row")
 
 
 def share(value: dict[str, Any]) -> float:
