@@ -189,6 +189,21 @@ def errors() -> str:
     return "\n".join(["| error | exit code | |", "|---|---|---|", *rows])
 
 
+def events() -> str:
+    """Return the table of the events of a run and what each carries."""
+    from mlxfn import events as module
+
+    rows = [
+        _row(
+            f"`{kind.__name__.lower()}`",
+            ", ".join(f"`{field.name}`" for field in attrs.fields(kind) if not field.inherited),
+            (kind.__doc__ or "").splitlines()[0],
+        )
+        for kind in module.Event.__subclasses__()
+    ]
+    return "\n".join(["| event | carries | |", "|---|---|---|", *rows])
+
+
 def changelog() -> str:
     """Return the fragments of docs/changelog.d: a folder for each release, newest first."""
     parts: list[str] = []
@@ -202,5 +217,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "config": config_tables,
     "commands": commands,
     "errors": errors,
+    "events": events,
     "changelog": changelog,
 }

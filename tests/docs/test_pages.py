@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxfn import configfile
 from mlxfn.config import sections
 from mlxfn.data.collate import HostBatch
 from mlxfn.data.cursor import to_device
@@ -37,6 +39,50 @@ def code_of(page: str) -> str:
         line = block.string.count("\n", 0, block.start(1))
         program += "\n" * (line - program.count("\n")) + block[1]
     return program
+
+
+def blocks_of(language: str) -> list[tuple[str, str]]:
+    """Return (page, block) for every block of a language in the documents."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        (str(page.relative_to(ROOT)), block)
+        for page in pages
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+
+
+COMMANDS = sorted(
+    {
+        line.partition("#")[0].strip()
+        for language in ("text", "bash")
+        for _, block in blocks_of(language)
+        for line in block.splitlines()
+        if line.startswith("mlxfn ")
+    }
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_in_the_documents_is_one(line):
+    """An option that was renamed must not live on in the pages."""
+    from typer.main import get_command
+
+    from mlxfn_cli.main import app
+
+    words = shlex.split(line)[1:]
+    command, context = get_command(app), None
+    while hasattr(command, "list_commands"):
+        context = command.make_context("mlxfn", words[:1], parent=context)
+        command, words = command.get_command(context, words[0]), words[1:]
+        assert command is not None, line
+    command.make_context("command", words, parent=context)
+
+
+@pytest.mark.parametrize(("page", "block"), blocks_of("toml"))
+def test_every_configuration_in_the_documents_is_valid(page, block, tmp_path):
+    """Configurations are copied from here; a key that no longer exists is an error at once."""
+    (tmp_path / "page.toml").write_text(block)
+    assert configfile.load(tmp_path / "page.toml").notes == (), page
 
 
 @pytest.fixture
