@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlxfn import configfile, events, memory, tree
 from mlxfn.assemble import Job, assemble
-from mlxfn.checkpoint.store import CheckpointStore
+from mlxfn.checkpoint.store import CheckpointStore, Found
 from mlxfn.config import Config
 from mlxfn.data.cursor import Window, to_device
 from mlxfn.errors import CheckpointError
@@ -88,7 +88,7 @@ def begin(job: Job, folder: RunDir, record: Recorder) -> RunState:
 
 def resume(job: Job, folder: RunDir, record: Recorder) -> RunState:
     """Return the newest valid state of the run, after checking that it belongs to this one."""
-    found = record.store.latest(job.state)
+    found = newest(job, record)
     if found is None:
         folder.truncate_events(-1)
         return begin(job, folder, record)
@@ -99,6 +99,22 @@ def resume(job: Job, folder: RunDir, record: Recorder) -> RunState:
         message = f"{path} is damaged and was passed over: {reason}"
         record.tell(events.Verdict, found.state, kind="damaged_checkpoint", message=message)
     return found.state
+
+
+def newest(job: Job, record: Recorder) -> Found | None:
+    """Return the newest valid checkpoint of the run, if there is one.
+
+    Raises:
+        CheckpointError: It holds arrays of other names or shapes; the message shows which
+            settings differ, where they do.
+    """
+    try:
+        return record.store.latest(job.state)
+    except CheckpointError as error:
+        if isinstance(error.where, Path):
+            # Other shapes come from other settings, which say it better than 200 arrays do.
+            check_same_run(record.store.verify(error.where)["meta"], record.meta, error.where)
+        raise
 
 
 def check_same_run(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -88,7 +89,8 @@ def on_terminal(*words: object, cwd: Path, columns: int = 100) -> Done:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(cwd)
-        os.execve(PROGRAM[0], [*PROGRAM, *map(str, words)], environment(TERM="xterm-256color"))
+        words_of_it = [*PROGRAM, *map(str, words)]
+        os.execve(PROGRAM[0], words_of_it, environment(TERM="xterm-256color"))  # noqa: S606
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     shown = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:
@@ -99,6 +101,11 @@ def on_terminal(*words: object, cwd: Path, columns: int = 100) -> Done:
             pass
     _, status = os.waitpid(pid, 0)
     return Done(os.waitstatus_to_exitcode(status), shown.decode(errors="replace"), "")
+
+
+def plain(shown: str) -> str:
+    """Return what a terminal shows without colours and movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 def interrupt_after(process: subprocess.Popen[str], word: str, number: signal.Signals) -> Done:
