@@ -269,8 +269,6 @@ def _frame(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put the tokenizer's own special tokens around a plain text, each exactly once."""
     front = np.array(codec.front, dtype=np.int32)
-    if len(front) and np.array_equal(ids[: len(front)], front):
-        front = front[:0]
     end: list[int] = []
     if codec.eos is not None and (not len(ids) or ids[-1] != codec.eos):
         end = [codec.eos]

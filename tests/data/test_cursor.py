@@ -73,6 +73,12 @@ def test_an_update_never_crosses_an_epoch(sizes, options, k):
     assert made == per_epoch * 2
 
 
+def test_the_cursor_after_the_last_update_of_an_epoch_is_the_start_of_the_next():
+    """The loop knows by it that an epoch has ended, and a checkpoint holds it."""
+    with loader_of([3] * 5, 2).windows(0, 0, 2, last_epoch=2) as windows:
+        assert [window[:2] for window in windows] == [(0, 2), (1, 0), (1, 2), (2, 0)]
+
+
 def test_a_cursor_at_the_end_of_an_epoch_begins_the_next():
     """(0, last) and (1, 0) are one place."""
     loader = loader_of([3] * 7, 2)

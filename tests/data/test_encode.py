@@ -68,14 +68,15 @@ def test_labels_are_the_next_tokens_and_only_the_completion_is_learned(prompt, c
 
 
 @pytest.mark.parametrize(
-    ("prompt", "completion"), [("What is two? ", "4"), ("user", "\nanswer"), ("a\n", "\nb")]
+    ("prompt", "completion"), [("What is t", "wo is"), ("Wha", "t is"), ("two ", "is")]
 )
 def test_no_token_straddles_prompt_and_completion(prompt, completion):
     """Joined text would merge both into one token, which generation never meets."""
     tokenizer = shared("plain")
+    alone = tokenizer.encode(prompt)
+    assert tokenizer.encode(prompt + completion)[: len(alone)] != alone  # what this is about
     row = encode(Completion("x:1", prompt, completion), tokenizer)
-    ids, length = whole_ids(row), len(tokenizer.encode(prompt, add_special_tokens=False))
-    assert ids[:length] == tokenizer.encode(prompt, add_special_tokens=False)
+    assert whole_ids(row)[: len(alone)] == alone
     assert learned(row, tokenizer) == [completion + "<|im_end|>"]
 
 
