@@ -27,7 +27,7 @@ FOLDERS: dict[str, str] = {
     "docs/explanation": "how it works, and why",
     "docs/howto": "recipes",
     "docs/reference": "configuration, command line, errors, API: written from the code",
-    "tests": "mirrors mlxfn/; `python -m tests` runs every check of the project",
+    "tests": "mirrors mlxfn/; README.md is the map, `python -m tests` runs every check",
 }
 FILES: dict[str, str] = {
     "benchmarks/README.md": "what is measured, and how to read it",

@@ -168,3 +168,12 @@ def test_every_file_in_the_tree_says_what_it_is():
     """A line with a name and nothing else tells a newcomer nothing."""
     lines = load("tree").render().splitlines()
     assert [line for line in lines if len(line.split(maxsplit=1)) < 2] == []
+
+
+def test_every_test_that_the_test_map_names_exists():
+    """A promise that points at a test nobody finds is not proven."""
+    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "tests/README.md").read_text()))
+    assert named
+    for file, name in named:
+        texts = [path.read_text() for path in (ROOT / "tests").rglob(file)]
+        assert any(f"def {name}(" in text for text in texts), f"{file}::{name}"
