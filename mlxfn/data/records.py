@@ -47,7 +47,7 @@ def find_splits(source: Source) -> dict[str, list[Path]]:
         raise DataError(
             "the data folder has no split that can be read",
             where=folder,
-            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+            got=", ".join(sorted(entry.name for entry in _entries(folder))[:8])
             or "an empty folder",
             expected="train.jsonl, and optionally valid.jsonl and test.jsonl (each also as .jsonl.gz)",
             remedy="convert the rows to JSON lines: one JSON object per line",
@@ -57,12 +57,17 @@ def find_splits(source: Source) -> dict[str, list[Path]]:
 
 def existing(path: Path) -> Path:
     """Return the path if something is there, else raise a DataError."""
-    path = path.expanduser()
-    if path.exists():
-        return path
+    reason = None
+    try:
+        path = path.expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user
+        reason = error
     raise DataError(
-        "the data path does not exist",
-        where=path,
+        "the data path does not exist" if reason is None else "the data path cannot be read",
+        where=shorten(str(path)),
+        got=reason,
         expected="a .jsonl file, or a folder with train.jsonl",
         remedy="check the spelling; a data set on a hub has to be saved as JSON lines first",
     )
@@ -173,5 +178,12 @@ def _named(folder: Path, name: str) -> list[Path]:
     return beside + inside
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError("the data folder cannot be read", where=folder, got=error) from error
+
+
 def _jsonl_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    return sorted(path for path in _entries(folder) if path.name.endswith(SUFFIXES))

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.datasets import ChatDataset, CompletionsDataset, TextDataset
 
 from mlxfn.data.encode import Codec, EncodeOptions, encode, encode_many
 from mlxfn.data.formats import Chat, Completion, Ids, Text
 from mlxfn.errors import DataError
 from tests.data.helpers import assistant, learned, user, whole_ids
-from tests.support.tokenizers import MAKERS, shared, wrapped
+from tests.support.tokenizers import MAKERS, shared, wrapped, write_tokenizer
 
 TEMPLATES = ["chatml", "llama", "thinking"]
 words = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=30)
@@ -194,3 +195,15 @@ def test_codec_finds_what_a_tokenizer_puts_in_front():
     bos = shared("llama").bos_token_id
     assert Codec.of(wrapped("llama")).front == (bos,)
     assert Codec.of(wrapped("chatml")).front == ()
+
+
+def test_a_saved_tokenizer_that_mlx_lm_loads_encodes_alike(tmp_path):
+    """Run time sees tokenizers through mlx-lm's loader alone."""
+    write_tokenizer(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    turns = (user("What is two?"), assistant("The answer is 4"), user("Hello"), assistant("fine"))
+    for loss_on in ("completion", "assistant", "all"):
+        one = encode(Chat("x:1", turns), loaded, loss_on=loss_on)
+        two = encode(Chat("x:1", turns), wrapped("chatml"), loss_on=loss_on)
+        assert np.array_equal(one.tokens, two.tokens)
+        assert np.array_equal(one.labels, two.labels)

@@ -91,6 +91,20 @@ def test_a_missing_path_is_a_data_error(tmp_path):
         assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-this-name/data"])
+def test_a_path_that_cannot_even_be_asked_for_is_a_data_error(path):
+    """A whole sentence given as --data is a mistake, not a traceback."""
+    with pytest.raises(DataError, match="cannot be read"):
+        find_splits(path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_data_error(tmp_path):
+    """The names come from a listing, and a listing can fail."""
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_records([tmp_path / "train.jsonl"]))
+
+
 def test_splits_are_found_by_name_shards_and_folders(tmp_path):
     """mlx-lm's names, Hugging Face's `validation`, and shards."""
     for name in (
