@@ -19,7 +19,7 @@ from rich.text import Text
 
 from mlxfn import events
 from mlxfn_cli import lines
-from mlxfn_cli.plot import plot
+from mlxfn_cli.plot import is_logarithmic, plot
 from mlxfn_cli.words import Pace, duration, memory, one_line, plural, rate, trend
 
 STYLES = {"axis": "dim", "line": "cyan", "marks": "bold green"}
@@ -179,7 +179,10 @@ def curve(history: Sequence[Mapping[str, Any]], *, width: int, ascii_only: bool)
         ("... " if ascii_only else "⠒⠒⠒ ", STYLES["line"]),
         ("train    ", "dim"),
         ("o " if ascii_only else "● ", STYLES["marks"]),
-        ("validation    by update", "dim"),
+        (
+            "validation    by update" + (", log scale" if is_logarithmic(train, valid) else ""),
+            "dim",
+        ),
     )
     return Text.assemble(drawing, legend)
 

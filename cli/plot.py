@@ -52,6 +52,21 @@ def plot(
     return [*rows, [(box.footer(), "axis")]]
 
 
+LOGARITHMIC_FROM = 10.0
+"""Ratio of the highest to the lowest value from which the y axis is logarithmic."""
+
+
+def is_logarithmic(*curves: Points) -> bool:
+    """Return whether curves are drawn on a logarithmic axis: one fall must not hide the rest.
+
+    Example:
+        >>> is_logarithmic([(0, 5.0), (1, 0.1)]), is_logarithmic([(0, 5.0)], [(1, 1.0)])
+        (True, False)
+    """
+    ys = [y for curve in curves for _, y in _finite(curve)]
+    return bool(ys) and min(ys) > 0 and max(ys) > LOGARITHMIC_FROM * min(ys)
+
+
 class _Box:
     """The drawing area: from the range of the points to its characters and dots."""
 
@@ -59,6 +74,7 @@ class _Box:
         xs, ys = [x for x, _ in points], [y for _, y in points]
         self.left, self.right = min(xs), max(xs)
         self.low, self.high = min(ys), max(ys)
+        self.log = is_logarithmic(points)
         self.margin = max(len(_number(self.low)), len(_number(self.high)))
         self.columns = width - self.margin - 2
         self.rows = height - 1
@@ -66,8 +82,11 @@ class _Box:
     def dot(self, point: tuple[float, float]) -> tuple[int, int]:
         """Return the dot (column, row from the top) of a point."""
         across = _share(point[0], self.left, self.right)
-        down = 1 - _share(point[1], self.low, self.high)
+        down = 1 - _share(self._scale(point[1]), self._scale(self.low), self._scale(self.high))
         return round(across * (2 * self.columns - 1)), round(down * (4 * self.rows - 1))
+
+    def _scale(self, value: float) -> float:
+        return math.log(value) if self.log else value
 
     def cell(self, point: tuple[float, float]) -> tuple[int, int]:
         """Return the character (column, row) of a point."""
@@ -75,9 +94,12 @@ class _Box:
         return column // 2, row // 4
 
     def labels(self, *, ascii_only: bool) -> list[str]:
-        """Return the left margin of each row: the highest and the lowest value, and the axis."""
+        """Return the left margin of each row: three values from the highest down, and the axis."""
         texts = [""] * self.rows
         texts[-1], texts[0] = _number(self.low), _number(self.high)
+        if self.rows >= 7 and self.rows % 2:  # an odd number has a row in the middle
+            middle = (self._scale(self.low) + self._scale(self.high)) / 2
+            texts[self.rows // 2] = _number(math.exp(middle) if self.log else middle)
         axis = "|" if ascii_only else "┤"
         bare = "|" if ascii_only else "│"
         return [f"{text:>{self.margin}} {axis if text else bare}" for text in texts]

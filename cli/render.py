@@ -8,6 +8,7 @@ import sys
 import traceback as traceback_module
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # rich and mlxfn are imported where they are used: mlxfn --help needs neither the panels nor mlx.
@@ -205,6 +206,7 @@ class Terminal:
         title = f"mlxfn {installed_version('mlxfn')}"
         if event.resumed:
             title += f" · going on after update {event.update}"
+            self.answers["before"] = _first_answers(event.run["output_dir"])
         self.console.print(self.panels.header(event.run, title=title, notes=self.notes))
         self.console.print("[dim]  Ctrl-C saves and stops; --resume goes on from there.[/]")
         self.progress = self.panels.Live(total=plan["updates"], epochs=plan["epochs"])
@@ -252,6 +254,19 @@ class Terminal:
 
     def _ascii(self) -> bool:
         return not self.console.encoding.lower().startswith("utf")
+
+
+def _first_answers(run_dir: str) -> dict[str, str]:
+    """Return the answers from before a run's first update, by prompt, from its log."""
+    from mlxfn.sinks.jsonl import read_events
+
+    with contextlib.suppress(OSError):
+        return {
+            event["prompt"]: event["text"]
+            for event in read_events(Path(run_dir) / "events.jsonl")
+            if event.get("event") == "sample" and event.get("when") == "before"
+        }
+    return {}
 
 
 def dry_run(summary: dict[str, Any], notes: Sequence[str]) -> None:
