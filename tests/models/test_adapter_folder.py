@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import mlx.core as mx
@@ -64,6 +65,16 @@ def test_another_scale_starts_from_the_same_function(llama, tmp_path, export):
     assert again.scale == 6.0
     ours, theirs = (a.apply(p, BATCH, None) for a, p in ((again, again.params), (adapter, params)))
     assert mx.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 4.0)])
+def test_the_scale_of_a_peft_folder_is_alpha_over_rank_or_its_root(llama, tmp_path, rslora, scale):
+    """PEFT writes which of the two it was, and no scale."""
+    adapter = lora(llama, rank=4)
+    file = export_peft(adapter, adapter.params, tmp_path / "a") / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"lora_alpha": 8, "use_rslora": rslora}
+    file.write_text(json.dumps(config))
+    assert read_adapter(file.parent).scale == scale
 
 
 def test_names_as_newer_and_older_peft_write_them(llama, tmp_path):

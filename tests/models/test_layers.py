@@ -12,7 +12,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxfn.models.dora import DoRAEmbedding, DoRALinear
 from mlxfn.models.dropout import KeyedDropout, keyed
-from mlxfn.models.layers import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+from mlxfn.models.layers import LoRAEmbedding, LoRALinear, LoRASwitchLinear, low_rank
 from mlxfn.models.quantized import dense_weight, sizes
 from mlxfn.tree import flatten, same_bits
 
@@ -161,6 +161,13 @@ def test_the_forward_pass_keeps_the_bases_dtype(kind, dtype):
     assert layer.lora_a.dtype == mx.float32
     assert layer(IDS if "Embedding" in kind.__name__ else x).dtype == dtype
     assert "Embedding" not in kind.__name__ or layer.as_linear(x).dtype == dtype
+
+
+def test_the_update_is_computed_in_the_bases_dtype():
+    """Not in the masters' fp32 and cast afterwards, which would cost the time of fp32."""
+    x, a, b = draw((2, 8), 1).astype(mx.bfloat16), draw((8, 3), 2), draw((3, 4), 3)
+    expected = (x @ a.astype(mx.bfloat16)) @ b.astype(mx.bfloat16)
+    assert same_bits(low_rank(x, a, b), expected)
 
 
 def test_dropout_reaches_the_update_alone():

@@ -7,6 +7,7 @@ import pytest
 
 from mlxfn.errors import ConfigError
 from mlxfn.losses import causal_lm_loss
+from mlxfn.models.dropout import KeyedDropout
 from mlxfn.models.lora import dora, full, lora
 from mlxfn.models.model import Model
 from mlxfn.tree import flatten, same_bits, unflatten
@@ -122,6 +123,13 @@ def test_dropout_of_a_module_does_not_depend_on_the_other_targets(llama):
     # The update of up_proj is still zero, so the two adapters are one function.
     also_moved = unflatten(flatten(many.params) | flatten(moved))
     assert same_bits(few.apply(moved, BATCH, KEY), many.apply(also_moved, BATCH, KEY))
+
+
+def test_every_module_drops_its_own_elements(llama):
+    """Queries and values read the same input; one mask for both would tie them together."""
+    adapter = lora(llama, dropout=0.5, target_modules="all-linear")
+    streams = [m.index for m in adapter.module.modules() if isinstance(m, KeyedDropout)]
+    assert len(set(streams)) == len(streams) == len(adapter.target_modules)
 
 
 def test_apply_is_pure_when_the_trace_raises(llama):

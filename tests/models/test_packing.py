@@ -79,9 +79,8 @@ def test_models_that_cannot_be_packed_exactly_are_refused(model_of, kind, why):
 
 def test_a_leak_between_documents_is_refused(llama, monkeypatch):
     """A mask that is only causal has to be noticed by the check itself."""
-    monkeypatch.setattr(
-        DocumentCache, "make_mask", lambda self, N, **_: mx.tril(mx.ones((N, N))) > 0
-    )
+    causal = lambda _, N, **__: mx.tril(mx.ones((N, N))) > 0
+    monkeypatch.setattr(DocumentCache, "make_mask", causal)
     with pytest.raises(ConfigError, match="changes another's logits"):
         lora(llama, packed=True)
 

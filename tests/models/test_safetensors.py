@@ -51,7 +51,7 @@ def test_a_cut_file_is_always_noticed(tmp_path_factory, data):
     content = file.read_bytes()
     keep = data.draw(st.integers(0, len(content) - 1))
     file.write_bytes(content[:keep])
-    with pytest.raises(ValueError, match="safetensors|damaged|bytes"):
+    with pytest.raises(ValueError, match=r"safetensors|damaged|bytes"):
         check_safetensors(file)
 
 
@@ -72,7 +72,7 @@ def test_the_file_may_be_replaced_after_reading(tmp_path):
     file = tmp_path / "a.safetensors"
     write_safetensors(file, {"a": mx.zeros(1000)})
     arrays = read_safetensors(file)
-    write_safetensors(file, {"a": mx.ones(1000)})
+    file.write_bytes(b"\1" * file.stat().st_size)  # in place, as mlx saves
     assert not mx.any(arrays["a"])
 
 
