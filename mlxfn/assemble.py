@@ -198,14 +198,15 @@ def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
 def make_loader(
     config: Config, model: Model, rows: EncodedRows, *, training: bool = False
 ) -> Loader:
-    """Return the loader of a split: shuffled and packed for training, in file order otherwise."""
+    """Return the loader of a split, with the batch size of training or of evaluation."""
     data = config.data
     batch_size = data.batch_size if training else (config.eval.batch_size or data.batch_size)
     return Loader(
         rows,
         batch_size=batch_size,
         seed=config.train.seed,
-        shuffle=data.shuffle and training,
+        # Validation always takes its first epoch: one fixed order, with rows of a length together.
+        shuffle=data.shuffle or not training,
         vocab_size=model.vocab_size,
         max_seq_length=data.max_seq_length,
         packing=data.packing,
