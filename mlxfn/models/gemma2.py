@@ -25,7 +25,8 @@ def complete_gemma2(module: nn.Module, config: dict[str, Any]) -> None:
     """
     if config.get("model_type") != "gemma2":
         return
-    for layer, window in zip(module.layers, layer_windows(config), strict=True):
+    layers: Any = module.layers
+    for layer, window in zip(layers, layer_windows(config), strict=True):
         layer.self_attn.__class__ = _completed(type(layer.self_attn))
         layer.self_attn.window = window
 
