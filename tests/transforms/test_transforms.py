@@ -108,8 +108,9 @@ def test_a_lifted_optimizer_does_what_the_object_does(name):
         updates, state = tx.update(grads, state, params)
         params = apply_updates(params, updates)
         expected = optimizer.apply_gradients(grads, expected)
-    for name, leaf in tree.leaves(expected):
-        assert mx.allclose(leaf, tree.flatten(params)[name], rtol=1e-5, atol=1e-6).item()
+    lifted = tree.flatten(params)
+    for path, leaf in tree.leaves(expected):
+        assert mx.allclose(leaf, lifted[path], rtol=1e-5, atol=1e-6).item()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
