@@ -1,5 +1,7 @@
 """The step: pure, exact under any split, compiled or not, and safe from what is not finite."""
 
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def test_a_short_window_of_any_cut_gives_the_same_update(seed, cuts):
     """The last window of an epoch has fewer micro-batches, and they need not be equal."""
     batch = ragged_batch(seed=seed)
     edges = sorted({0, 8, *cuts})
-    parts = [Batch(*(f[a:b] for f in batch)) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [Batch(*(f[a:b] for f in batch)) for a, b in pairwise(edges)]
     step = make_step(causal_lm_loss(plain), sgd(0.1), accumulate=8, compiled=False)
     one, _ = step(init_state(toy_params(), sgd(0.1)), [batch])
     two, _ = step(init_state(toy_params(), sgd(0.1)), parts)
