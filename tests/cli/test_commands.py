@@ -17,12 +17,14 @@ from tests.support.runs import SMALL, data_folder, model_folder, sums, write_row
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of 3 updates with its own folder of data that has a test split."""
+    """A run of 3 updates that gets worse after the second, on data that has a test split."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(data_folder(), folder / "data")
     write_rows(folder / "data" / "test.jsonl", sums(5, offset=200))
     settings = {**SMALL, "train.max_steps": 3, "eval.eval_steps": 2, "checkpoint.save_steps": 1}
     settings["eval.sample_prompts"] = ["3 plus 9?"]
+    settings["optimizer.learning_rate"] = 0.1
+    settings["schedule.name"] = "constant"
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     (folder / "c.toml").write_text("\n".join(lines))
     words = ("--model", model_folder(), "--data", "data", "--output", "run", "--quiet")
@@ -96,6 +98,7 @@ def test_export_writes_each_layout(finished, tmp_path, layout):
 def test_export_takes_the_checkpoint_that_is_asked_for(finished, tmp_path):
     """Best and last differ, and so must what is written."""
     report = json.loads((finished / "run" / "report.json").read_text())
+    assert report["best_step"] == 2
     folder = tmp_path / "last"
     words = ("--to", "mlx-lm", "--output", folder, "--checkpoint", "last")
     assert read_json("export", "run", *words, cwd=finished)["checkpoint"] == report["steps"]
