@@ -4,7 +4,7 @@ On Linux, ``mx.compile`` on the CPU writes C++ into ``$TMPDIR/mlx/<version>/cpu`
 and loads the result from there. The default, ``/tmp``, can be written by everybody, and two
 processes (or one that was killed) can leave a half-written library that breaks the next run.
 Here every process gets a private folder of its own, filled with hard links to kernels that
-earlier processes finished; what it adds is published, whole, when it ends.
+earlier processes finished; what it adds is published once it is loaded, and therefore whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from mlxfn.cachedir import private_cache
@@ -27,6 +28,7 @@ MAX_KERNELS = 2000  # about 16 kB each; constants are part of a kernel, so they 
 ABANDONED_AFTER_S = 3600.0
 
 _folder: Path | None = None
+_shared: Path | None = None
 
 
 def setup() -> Path | None:
@@ -38,19 +40,20 @@ def setup() -> Path | None:
     Returns:
         The folder, or None where MLX needs none (macOS, Windows, ``MLXFN_COMPILE_CACHE=off``).
     """
-    global _folder  # noqa: PLW0603 - the folder belongs to the process, like TMPDIR itself
+    global _folder, _shared  # noqa: PLW0603 - they belong to the process, like TMPDIR itself
     if _folder is not None or sys.platform != "linux" or os.environ.get(OFF) == "off":
         return _folder
     tempfile.gettempdir()  # let Python settle on its folder before C++ sees another one
-    shared = private_cache("kernels-" + platform.machine())
-    _sweep(shared)
-    _folder = Path(tempfile.mkdtemp(prefix="process-", dir=shared))
+    _shared = private_cache("kernels-" + platform.machine())
+    _sweep(_shared)
+    _folder = Path(tempfile.mkdtemp(prefix="process-", dir=_shared))
     _hold(_folder)
-    _link_all(shared / "whole", _folder / "mlx")
+    whole = _shared / "whole"
+    _link(whole.rglob("*.so"), whole, _folder / "mlx")
     os.putenv("TMPDIR", str(_folder))
     if "MLX_PTX_CACHE_DIR" not in os.environ:
         os.putenv("MLX_PTX_CACHE_DIR", str(private_cache("ptx")))
-    atexit.register(_finish, shared, _folder, os.getpid())
+    atexit.register(_finish, _folder, os.getpid())
     if shutil.which("g++") is None:
         warnings.warn(
             "g++ is not in PATH, so MLX does not compile on the CPU and runs each operation on "
@@ -61,6 +64,22 @@ def setup() -> Path | None:
     return _folder
 
 
+def publish() -> None:
+    """Give the kernels that this process has loaded to those that start after it.
+
+    Called when the process ends; a long one may call it earlier, so that a kill does not lose
+    what it has compiled. Only what is mapped into memory counts: a file that ``g++`` is still
+    writing is not.
+    """
+    if _folder is None or _shared is None:
+        return
+    own = _folder / "mlx"
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
+        mapped = {Path(line.rstrip("\n")[line.index("/") :]) for line in maps if str(own) in line}
+    _link(mapped, own, _shared / "whole")
+    _prune(_shared / "whole")
+
+
 def _hold(folder: Path) -> int:
     """Lock the folder for as long as this process lives; a kill frees it too."""
     handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
@@ -68,17 +87,15 @@ def _hold(folder: Path) -> int:
     return handle
 
 
-def _finish(shared: Path, folder: Path, owner: int) -> None:
-    if os.getpid() != owner:  # a forked child must not take the folder away from its parent
-        return
-    _link_all(folder / "mlx", shared / "whole")
-    _prune(shared / "whole")
-    shutil.rmtree(folder, ignore_errors=True)
+def _finish(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child must not take the folder away from its parent
+        publish()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _link_all(source: Path, target: Path) -> None:
-    """Hard-link every library below ``source`` into ``target``; a link appears whole or not."""
-    for library in source.rglob("*.so"):
+def _link(libraries: Iterable[Path], source: Path, target: Path) -> None:
+    """Hard-link libraries from below ``source`` to below ``target``; a link is never half."""
+    for library in libraries:
         link = target / library.relative_to(source)
         try:
             link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,11 +9,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
+import pytest
 
-import mlxfn  # noqa: F401 - before mlx, which tests import themselves: it loads the fast BLAS
+import mlxfn  # before mlx, which tests import themselves: it loads the fast BLAS
 
 # A first example pays for compilation, so there is no deadline; in CI the same examples run
 # every time, so that a red run means a change and not a draw.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels_for_all():
+    """Share compiled kernels with the other workers and with processes that tests start."""
+    yield
+    mlxfn.jit.publish()

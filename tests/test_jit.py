@@ -62,6 +62,23 @@ def test_a_process_that_is_killed_publishes_nothing(tmp_path):
     assert kernels(tmp_path) == []
 
 
+def test_what_is_loaded_is_published_at_any_time_and_what_is_not_never_is(tmp_path):
+    """A run that is killed later keeps its kernels warm, but a file still being written is none."""
+    code = (
+        COMPILE
+        + """
+folder = mlxfn.jit.setup()
+(next(folder.rglob("*.so")).parent / "libhalf.so").write_bytes(b"ELF")
+mlxfn.jit.publish()
+import os, signal; os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    full = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=full, capture_output=True, check=False)
+    (kernel,) = kernels(tmp_path)
+    assert kernel.name != "libhalf.so"
+
+
 def test_folders_of_killed_processes_are_swept_and_living_ones_are_not(tmp_path):
     """A kill must not fill the disk; a run of two days must keep its folder."""
     old = time.time() - 2 * jit.ABANDONED_AFTER_S
