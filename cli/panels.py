@@ -19,7 +19,7 @@ from rich.text import Text
 
 from mlxfn import events
 from mlxfn_cli import lines
-from mlxfn_cli.plot import is_logarithmic, plot
+from mlxfn_cli.plot import is_logarithmic, plot, smoothed
 from mlxfn_cli.words import Pace, duration, memory, one_line, plural, rate, trend
 
 STYLES = {"axis": "dim", "line": "cyan", "marks": "bold green"}
@@ -166,7 +166,7 @@ def samples(before: Mapping[str, str], after: Mapping[str, str]) -> RenderableTy
 
 def curve(history: Sequence[Mapping[str, Any]], *, width: int, ascii_only: bool) -> Text | None:
     """Return the losses of a run as a drawing, or None where there are too few."""
-    train = [(e["update"], e["loss"]) for e in history if e["event"] == "step"]
+    train = smoothed([(e["update"], e["loss"]) for e in history if e["event"] == "step"])
     valid = [(e["update"], e["loss"]) for e in history if e["event"] == "eval"]
     if len(train) + len(valid) < 3:
         return None
@@ -177,7 +177,7 @@ def curve(history: Sequence[Mapping[str, Any]], *, width: int, ascii_only: bool)
     legend = Text.assemble(
         ("\n  loss:  ", "dim"),
         ("... " if ascii_only else "⠒⠒⠒ ", STYLES["line"]),
-        ("train    ", "dim"),
+        ("train, smoothed    ", "dim"),
         ("o " if ascii_only else "● ", STYLES["marks"]),
         (
             "validation    by update" + (", log scale" if is_logarithmic(train, valid) else ""),
@@ -209,6 +209,7 @@ def closing(result: Mapping[str, Any]) -> RenderableType:
             rows[verb] = plural(result[key], noun)
     places = {"run": "run_dir", "adapters": "final_path", "best": "best_path"}
     rows |= {name: str(result[key]) for name, key in places.items() if result.get(key)}
+    rows["report"] = f"{result['run_dir']}/report.html"
     reason = "finished" if result["reason"] == "finished" else f"ended: {result['reason']}"
     title = f"{reason} in {duration(result['total_time_s'])}"
     style = "green" if result["exit_code"] == 0 else "yellow"

@@ -52,6 +52,25 @@ def plot(
     return [*rows, [(box.footer(), "axis")]]
 
 
+def smoothed(points: Points, keep: float = 0.8) -> Points:
+    """Return a curve as its running mean, in which single batches weigh less than the trend.
+
+    Args:
+        points: The curve.
+        keep: Weight of the past against each new point.
+
+    Example:
+        >>> [round(y, 2) for _, y in smoothed([(1, 4.0), (2, 2.0), (3, 2.0)], keep=0.5)]
+        [4.0, 2.67, 2.29]
+    """
+    total = weight = 0.0
+    result: list[tuple[float, float]] = []
+    for x, y in _finite(points):
+        total, weight = keep * total + y, keep * weight + 1
+        result.append((x, total / weight))
+    return result
+
+
 LOGARITHMIC_FROM = 10.0
 """Ratio of the highest to the lowest value from which the y axis is logarithmic."""
 

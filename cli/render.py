@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDEST = 100
 """Columns that are used of a wide terminal: longer lines are harder to read."""
 
+LOADING = "loading the model and the data ..."
+
 
 def accept_every_character() -> None:
     """Let no character of a model's answer end the program where the terminal cannot show it."""
@@ -39,7 +41,8 @@ def close_stdout() -> None:
 
 def on_terminal() -> bool:
     """Return whether a person watches stdout on a terminal that can move its cursor."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}
+    watched = sys.stdout is not None and sys.stdout.isatty()  # None where the shell closed it
+    return watched and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}
 
 
 def console() -> Console:
@@ -181,7 +184,7 @@ class Terminal:
         self.run: dict[str, Any] = {}
         self.answers: dict[str, dict[str, str]] = {"before": {}, "after": {}}
         # Overwritten by the header; no moving line yet, a download may show its own.
-        self.console.print("[dim]loading the model and the data ...[/]", end="\r")
+        self.console.print(f"[dim]{LOADING}[/]", end="\r")
 
     def write(self, event: Event) -> None:
         """Show an event."""
@@ -194,6 +197,8 @@ class Terminal:
 
     def close(self) -> None:
         """Take the moving lines away and give the cursor back."""
+        if not self.run:
+            self.console.print(" " * len(LOADING), end="\r")
         if self.moving is not None:
             self.moving.stop()
             self.moving = None

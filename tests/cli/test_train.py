@@ -195,6 +195,23 @@ def test_a_terminal_shows_the_run_and_gets_its_cursor_back(config, tmp_path):
     assert done.out.rfind(shown) > done.out.rfind(hidden) >= 0
 
 
+def test_an_error_on_a_terminal_stands_on_a_line_of_its_own(config, tmp_path):
+    """The note that it is loading must not shine through the message."""
+    done = on_terminal("train", config, "--data", "none.jsonl", "--output", "run", cwd=tmp_path)
+    assert done.code == 3
+    last = plain(done.out).split("error: ")[0].rpartition("\r")[0].rpartition("\r")[2]
+    assert last.strip() == ""
+
+
+def test_a_closed_stdout_is_no_reason_to_fail(config, tmp_path):
+    """Daemons and cron jobs start programs without one."""
+    words = " ".join([*PROGRAM, "train", str(config), "--output", "run"])
+    done = subprocess.run(
+        ["sh", "-c", f"exec {words} >&-"], cwd=tmp_path, env=environment(), check=False
+    )
+    assert done.returncode == 0
+
+
 def test_the_summary_commands_run_as_they_are_shown(piped):
     """What a program tells people to type has to work."""
     folder, _ = piped
