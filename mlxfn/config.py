@@ -106,8 +106,8 @@ class DataConfig:
     """Which rows, and how they become batches."""
 
     path: str = key("default", "Folder with train/valid/test JSONL files, or one file.")
-    format: Literal["auto", "messages", "completions", "text", "tokens"] = key(
-        "auto", "Row format; auto looks at the first row of each file."
+    format: Literal["auto", "messages", "sharegpt", "completions", "alpaca", "text", "tokens"] = (
+        key("auto", "Row format; auto looks at the first row of each file.")
     )
     columns: dict[str, str] = key({}, "Names of the columns, e.g. {prompt = 'question'}.")
     batch_size: int = key(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,16 +10,14 @@ import numpy as np
 
 from mlxfn.data.buckets import bucket_for, choose_buckets
 from mlxfn.data.collate import HostBatch, check_ids, collate
-from mlxfn.data.order import batch_count, epoch_batches
-from mlxfn.data.pack import pack
+from mlxfn.data.order import Order
 from mlxfn.data.prefetch import Prefetch
 from mlxfn.data.report import BucketUse, ShapeReport
-from mlxfn.data.rows import EncodedRows
+from mlxfn.data.rows import Rows
 from mlxfn.errors import DataError
 from mlxfn.state import IGNORED, Batch
 
 _BATCHES_PER_TRACE = 40  # an epoch's batches for each further bucket
-_PLANS = 2  # epochs whose order is remembered: the present one, and the next one being prepared
 
 
 class Window(NamedTuple):
@@ -40,6 +37,9 @@ class Window(NamedTuple):
 class Loader:
     """Batches of a split as a pure function of (epoch, position).
 
+    Nothing is remembered between two batches, so any of them costs the same, and an order of ten
+    million rows takes no more memory than their lengths.
+
     Args:
         rows: The encoded rows.
         batch_size: Rows in a batch (B); one batch of an epoch may hold fewer and is filled up
@@ -56,6 +56,7 @@ class Loader:
         DataError: There are no rows, or one has an id outside the vocabulary.
 
     Example:
+        >>> from mlxfn.data.rows import EncodedRows
         >>> rows = EncodedRows.of([([1, 2], [2, 3]), ([4], [5]), ([6, 7, 8], [7, 8, 9])])
         >>> loader = Loader(rows, 2, seed=0, shuffle=False, vocab_size=10, max_seq_length=16)
         >>> loader.batches_per_epoch, loader.batch(0, 1).tokens.tolist()[0]
@@ -64,7 +65,7 @@ class Loader:
 
     def __init__(
         self,
-        rows: EncodedRows,
+        rows: Rows,
         batch_size: int,
         *,
         seed: int = 0,
@@ -82,11 +83,17 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.vocab_size = vocab_size
-        self.packs = pack(rows.lengths, max_seq_length) if packing else None
-        self._sizes = self._unit_sizes()  # int64 [units], a unit is a row or a pack of rows
-        count = bucket_count or min(16, max(8, self.batches_per_epoch // _BATCHES_PER_TRACE))
-        self._buckets = choose_buckets(self._sizes, max_seq_length, count)
-        self._plans: dict[int, list[np.ndarray]] = {}
+        self.packs = rows.packs(max_seq_length) if packing else None
+        if self.packs is None:
+            sizes, counts = rows.histogram()
+        else:
+            sizes, counts = np.unique(self.packs.sizes, return_counts=True)
+        units = int(counts.sum())  # a unit is a row or a pack of rows
+        count = bucket_count or min(16, max(8, units // batch_size // _BATCHES_PER_TRACE))
+        self._buckets = choose_buckets(sizes, max_seq_length, count, rows=counts)
+        held = np.searchsorted(self._buckets, sizes)
+        ends = np.bincount(held, counts, minlength=len(self._buckets)).cumsum().astype(np.int64)
+        self._order = Order(units, batch_size, seed, self._by_length() if shuffle else None, ends)
 
     @property
     def lengths(self) -> list[int]:
@@ -96,10 +103,10 @@ class Loader:
     @property
     def batches_per_epoch(self) -> int:
         """Batches in every epoch."""
-        return batch_count(len(self._sizes), self.batch_size)
+        return self._order.batches
 
     def batch(self, epoch: int, position: int) -> HostBatch:
-        """Return one batch; in constant time once the epoch's order is known.
+        """Return one batch, in constant time.
 
         Args:
             epoch: Number of the epoch, from 0.
@@ -110,8 +117,9 @@ class Loader:
             DataError: An id is outside the vocabulary.
         """
         units = self._units(epoch, position)
-        length = self._length(units)
         documents = [[self.rows.row(i) for i in self._documents(unit)] for unit in units]
+        longest = max(sum(len(row.tokens) for row in unit) for unit in documents)
+        length = int(bucket_for(longest, self._buckets))
         batch = collate(documents, self.batch_size, length)
         check_ids(batch, self.vocab_size, where=f"batch {position} of epoch {epoch}")
         return batch
@@ -143,6 +151,7 @@ class Loader:
             An iterator of windows, to be closed.
 
         Example:
+            >>> from mlxfn.data.rows import EncodedRows
             >>> rows = EncodedRows.of([([1], [2]), ([3], [4]), ([5], [6])])
             >>> loader = Loader(rows, 1, vocab_size=7, max_seq_length=8)
             >>> with loader.windows(epoch=0, position=0, k=2, last_epoch=2) as stream:
@@ -164,16 +173,20 @@ class Loader:
         """Return the file and line of each row of a batch."""
         return [self.rows.where(i) for i in self.row_indices(epoch, position)]
 
-    def report(self, epoch: int = 0) -> ShapeReport:
-        """Return the shapes and the padding of an epoch."""
-        plan = self._plan(epoch)
-        uses = Counter(self._length(units) for units in plan)
-        positions = sum(length * count for length, count in uses.items()) * self.batch_size
+    def report(self) -> ShapeReport:
+        """Return the shapes and the padding of an epoch; they are those of every epoch."""
+        of_rows = None if self.shuffle else np.searchsorted(self._buckets, self._sizes())
+        uses = self._order.batch_buckets(of_rows).tolist()
+        positions = int(np.dot(uses, self._buckets)) * self.batch_size
         return ShapeReport(
-            batches=len(plan),
+            batches=self.batches_per_epoch,
             batch_size=self.batch_size,
-            buckets=tuple(BucketUse(length, uses[length]) for length in sorted(uses)),
-            padding=1 - len(self.rows.tokens) / positions,
+            buckets=tuple(
+                BucketUse(int(length), use)
+                for length, use in zip(self._buckets, uses, strict=True)
+                if use
+            ),
+            padding=1 - self.rows.token_count / positions,
             rows=len(self.rows),
             packed_rows=None if self.packs is None else len(self.packs),
         )
@@ -192,53 +205,41 @@ class Loader:
                 position = after
             epoch, position = epoch + 1, 0
 
-    def _length(self, units: np.ndarray) -> int:
-        return int(bucket_for(self._sizes[units].max(), self._buckets))
+    def _sizes(self) -> np.ndarray:
+        return self.rows.lengths if self.packs is None else self.packs.sizes
 
-    def _unit_sizes(self) -> np.ndarray:
+    def _by_length(self) -> np.ndarray:
         if self.packs is None:
-            return self.rows.lengths
-        lengths = self.rows.lengths
-        return np.array([lengths[list(rows)].sum() for rows in self.packs])
+            return self.rows.by_length()
+        return np.argsort(self.packs.sizes, kind="stable")
 
     def _documents(self, unit: int) -> tuple[int, ...]:
-        return (int(unit),) if self.packs is None else self.packs[unit]
+        return (int(unit),) if self.packs is None else self.packs[int(unit)]
 
     def _units(self, epoch: int, position: int) -> np.ndarray:
         if not 0 <= position < self.batches_per_epoch:
             raise IndexError(f"an epoch has {self.batches_per_epoch} batches, not {position + 1}")
-        return self._plan(epoch)[position]
-
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        plan = self._plans.get(epoch)
-        if plan is None:
-            plan = epoch_batches(
-                bucket_for(self._sizes, self._buckets),
-                self.batch_size,
-                seed=self.seed,
-                epoch=epoch,
-                shuffle=self.shuffle,
-            )
-            # A new dict instead of a change in place: another thread may be reading the old one.
-            recent = list(self._plans.items())[1 - _PLANS :]
-            self._plans = {**dict(recent), epoch: plan}
-        return plan
+        return self._order.batch(epoch, position)
 
 
-def _check_all_ids(rows: EncodedRows, vocab_size: int) -> None:
+def _check_all_ids(rows: Rows, vocab_size: int) -> None:
     """Check all ids before the first update, where the row can still be named."""
-    bad = (rows.tokens < 0) | (rows.tokens >= vocab_size) | (rows.labels >= vocab_size)
-    bad |= (rows.labels < 0) & (rows.labels != IGNORED)
-    if bad.any():
-        at = int(bad.argmax())
-        row = int(np.searchsorted(rows.offsets, at, side="right")) - 1
-        raise DataError(
-            "a row has a token id outside the model's vocabulary",
-            where=rows.where(row),
-            got=f"token {rows.tokens[at]}, label {rows.labels[at]}",
-            expected=f"0 to {vocab_size - 1}",
-            remedy="use the tokenizer that belongs to the model",
-        )
+    lowest, highest = rows.id_range()
+    if lowest >= 0 and highest < vocab_size:
+        return
+    for index in range(len(rows)):
+        row = rows.row(index)
+        bad = (row.tokens < 0) | (row.tokens >= vocab_size) | (row.labels >= vocab_size)
+        bad |= (row.labels < 0) & (row.labels != IGNORED)
+        if bad.any():
+            at = int(bad.argmax())
+            raise DataError(
+                "a row has a token id outside the model's vocabulary",
+                where=rows.where(index),
+                got=f"token {row.tokens[at]}, label {row.labels[at]}",
+                expected=f"0 to {vocab_size - 1}",
+                remedy="use the tokenizer that belongs to the model",
+            )
 
 
 def to_device(batch: HostBatch) -> Batch:

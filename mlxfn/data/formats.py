@@ -1,30 +1,33 @@
-"""The four row formats: detected per file, every row checked against it."""
+"""The row formats: detected per file, every row checked against it."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 import numpy as np
 
-from mlxfn.data.record import Record, shorten
+from mlxfn.data.conversation import Message, check_messages, from_sharegpt
+from mlxfn.data.record import Record, shorten, wrong_column
 from mlxfn.errors import ConfigError, DataError
 from mlxfn.state import IGNORED
-
-Message = dict[str, Any]
-"""One turn: ``role``, ``content``, and whatever else the template reads."""
 
 REQUIRED = {
     "tokens": ("input_ids",),
     "completions": ("prompt", "completion"),
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
 """The columns that make a format, in the order in which formats are tried."""
-COLUMNS = ("messages", "tools", "prompt", "completion", "text", "input_ids", "labels")
+COLUMNS = (
+    "messages", "conversations", "system", "tools", "prompt", "completion", "instruction", "input",
+    "output", "text", "input_ids", "labels",
+)  # fmt: skip
 
 _LARGEST_ID = 2**31 - 1
 
@@ -78,7 +81,7 @@ def parse_rows(
 
     Args:
         records: The rows.
-        fmt: auto, messages, completions, text or tokens.
+        fmt: auto, or a key of ``REQUIRED``.
         columns: Names of the columns where they differ, e.g. ``{"prompt": "question"}``.
 
     Yields:
@@ -145,7 +148,7 @@ def parse(record: Record, fmt: str, names: Mapping[str, str], *, basis: str = ""
 
     Args:
         record: The row.
-        fmt: messages, completions, text or tokens.
+        fmt: A key of ``REQUIRED``.
         names: Name of every column, from ``column_names``.
         basis: What decided the format, for the message.
 
@@ -164,19 +167,10 @@ def parse(record: Record, fmt: str, names: Mapping[str, str], *, basis: str = ""
     return _PARSERS[fmt](record, names)
 
 
-def _wrong(record: Record, column: str, expected: str, got: object) -> NoReturn:
-    raise DataError(
-        f"the column {column!r} of a row has the wrong form",
-        where=record.where,
-        got=shorten(got),
-        expected=expected,
-    )
-
-
 def _text(record: Record, names: Mapping[str, str]) -> Text:
     value = record.value[names["text"]]
     if not isinstance(value, str):
-        _wrong(record, names["text"], "a string", value)
+        wrong_column(record, names["text"], "a string", value)
     return Text(record.where, value)
 
 
@@ -193,34 +187,32 @@ def _completion(record: Record, names: Mapping[str, str]) -> Example:
 def _turns(record: Record, column: str, value: Any, role: str) -> tuple[Message, ...]:
     if isinstance(value, str):
         return ({"role": role, "content": value},)
-    return _messages(record, column, value)
+    return check_messages(record, column, value)
 
 
 def _chat(record: Record, names: Mapping[str, str]) -> Chat:
     column = names["messages"]
-    messages = _messages(record, column, record.value[column])
+    messages = check_messages(record, column, record.value[column])
     return Chat(record.where, messages, _tools(record, names["tools"]))
 
 
-def _messages(record: Record, column: str, value: Any) -> tuple[Message, ...]:
-    expected = 'a list of messages such as {"role": "user", "content": "..."}'
-    if not isinstance(value, list) or not value:
-        _wrong(record, column, expected, value)
-    for number, message in enumerate(value):
-        if problem := _problem(message):
-            _wrong(record, f"{column}[{number}]", f"{expected}: {problem}", message)
-    return tuple(value)
+def _sharegpt(record: Record, names: Mapping[str, str]) -> Chat:
+    column, system = names["conversations"], record.value.get(names["system"])
+    messages = from_sharegpt(record, column, record.value[column])
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": system}, *messages)
+    return Chat(record.where, messages, _tools(record, names["tools"]))
 
 
-def _problem(message: Any) -> str:
-    if not isinstance(message, dict):
-        return "a message is an object"
-    if not isinstance(message.get("role"), str):
-        return "role is a string"
-    content = message.get("content")
-    if content is None and len(message) > 1 and set(message) - {"role", "content"}:
-        return ""  # tool calls, or whatever else this template reads
-    return "" if isinstance(content, str | list) else "content is a string or a list of parts"
+def _alpaca(record: Record, names: Mapping[str, str]) -> Example:
+    """Return the instruction, with its input below it, as the prompt of the output."""
+    parts = {name: record.value.get(names[name]) for name in ("instruction", "input", "output")}
+    for name, part in parts.items():
+        if not isinstance(part, str) and (name != "input" or part is not None):
+            wrong_column(record, names[name], "a string", part)
+    given = (parts["instruction"], parts["input"])
+    prompt = "\n\n".join(part for part in given if isinstance(part, str) and part.strip())
+    return Completion(record.where, prompt, str(parts["output"]), _tools(record, names["tools"]))
 
 
 def _tools(record: Record, column: str) -> tuple[dict[str, Any], ...] | None:
@@ -229,11 +221,11 @@ def _tools(record: Record, column: str) -> tuple[dict[str, Any], ...] | None:
         try:
             value = json.loads(value) if value.strip() else None
         except ValueError:
-            _wrong(record, column, "a list of tool schemas, or the same as JSON text", value)
+            wrong_column(record, column, "a list of tool schemas, or the same as JSON text", value)
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        _wrong(record, column, "a list of tool schemas", value)
+        wrong_column(record, column, "a list of tool schemas", value)
     return tuple(value)
 
 
@@ -243,7 +235,9 @@ def _ids(record: Record, names: Mapping[str, str]) -> Ids:
         return Ids(record.where, ids, ids)
     labels = _numbers(record, names["labels"], lowest=IGNORED)
     if len(labels) != len(ids):
-        _wrong(record, names["labels"], f"one label per id: {len(ids)}", f"{len(labels)} labels")
+        wrong_column(
+            record, names["labels"], f"one label per id: {len(ids)}", f"{len(labels)} labels"
+        )
     return Ids(record.where, ids, labels)
 
 
@@ -253,13 +247,20 @@ def _numbers(record: Record, column: str, *, lowest: int) -> np.ndarray:
     try:
         numbers = np.array(value if value != [] else np.zeros(0, np.int64))
     except (ValueError, OverflowError):
-        _wrong(record, column, expected, value)
+        wrong_column(record, column, expected, value)
     if not isinstance(value, list) or numbers.dtype.kind != "i" or numbers.ndim != 1:
-        _wrong(record, column, expected, value)
+        wrong_column(record, column, expected, value)
     bad = ((numbers < 0) & (numbers != lowest)) | (numbers > _LARGEST_ID)
     if bad.any():
-        _wrong(record, column, expected, f"{numbers[bad][0]} at index {bad.argmax()}")
+        wrong_column(record, column, expected, f"{numbers[bad][0]} at index {bad.argmax()}")
     return numbers.astype(np.int32)
 
 
-_PARSERS = {"messages": _chat, "completions": _completion, "text": _text, "tokens": _ids}
+_PARSERS = {
+    "messages": _chat,
+    "completions": _completion,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "text": _text,
+    "tokens": _ids,
+}

@@ -1,10 +1,14 @@
-"""The order of rows: a pure function of (seed, epoch)."""
+"""The order of rows: a pure function of (seed, epoch, position) that holds no permutation."""
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 
+from mlxfn.data.shuffle import round_keys, shuffled
+
 _STREAM = 0x0DA7A  # keeps these draws apart from others made with the same seed
+_ROWS, _BATCHES = 0, 1
 
 
 def batch_count(rows: int, batch_size: int) -> int:
@@ -17,36 +21,91 @@ def batch_count(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
-def epoch_batches(
-    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True
-) -> list[np.ndarray]:
-    """Plan one epoch: which rows stand in which batch, in which order.
+@attrs.frozen(eq=False)
+class Order:
+    """Which rows stand in which batch of which epoch.
 
-    Shuffled, rows of equal length are drawn together at random and the batches are shuffled, so
-    pass lengths that are rounded up to buckets: rows then mix freely within a bucket, and a batch
-    is padded no more than its bucket is.
-
-    Args:
-        lengths: Length of each row, int [n].
-        batch_size: Rows in a batch; one batch of the epoch holds fewer where it does not divide n.
-        seed: Seed of the run.
-        epoch: Number of the epoch, from 0.
-        shuffle: A new order each epoch; False takes rows in file order.
-
-    Returns:
-        ceil(n / batch_size) arrays of row indices; every row stands in exactly one.
+    Shuffled, the rows of a bucket of lengths follow each other in random order, this sequence is
+    cut into batches, and the batches are shuffled: rows mix freely within a bucket, and a batch is
+    padded no more than its bucket is. Every batch is found from its number alone.
 
     Example:
-        >>> plan = epoch_batches(np.array([8, 16, 8, 16]), 2, seed=0, epoch=0)
-        >>> sorted(sorted(batch.tolist()) for batch in plan)
+        >>> order = Order.of(np.array([8, 16, 8, 16]), 2, seed=0)
+        >>> sorted(sorted(order.batch(0, position).tolist()) for position in range(2))
         [[0, 2], [1, 3]]
     """
-    count = len(lengths)
-    borders = range(batch_size, count, batch_size)
-    if not shuffle:
-        return np.split(np.arange(count), borders) if count else []
-    random = np.random.default_rng([_STREAM, seed, epoch])
-    order = random.permutation(count)
-    order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
-    batches = np.split(order, borders) if count else []
-    return [batches[i] for i in random.permutation(len(batches))]
+
+    rows: int
+    batch_size: int
+    seed: int
+    by_length: np.ndarray | None  # int [rows], rows by rising length; None: file order
+    ends: np.ndarray  # int64 [buckets], rows up to and with each bucket
+
+    @classmethod
+    def of(
+        cls, lengths: np.ndarray, batch_size: int, *, seed: int = 0, shuffle: bool = True
+    ) -> Order:
+        """Order rows, each length being a bucket of its own.
+
+        Args:
+            lengths: Length of each row, or of the bucket it belongs to, int [n].
+            batch_size: Rows in a batch; one of the epoch holds fewer where it does not divide n.
+            seed: Seed of the run.
+            shuffle: A new order each epoch; False takes rows in file order.
+        """
+        _, counts = np.unique(lengths, return_counts=True)
+        by_length = np.argsort(lengths, kind="stable") if shuffle else None
+        return cls(len(lengths), batch_size, seed, by_length, np.cumsum(counts))
+
+    @property
+    def batches(self) -> int:
+        """Batches in every epoch."""
+        return batch_count(self.rows, self.batch_size)
+
+    def batch(self, epoch: int, position: int) -> np.ndarray:
+        """Return the rows of one batch, int64 [at most B].
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            position: Number of the batch within it, from 0.
+        """
+        if self.by_length is None:
+            return self._span(position)
+        keys = round_keys(_STREAM, _BATCHES, self.seed, epoch)
+        number = shuffled(np.array([position]), self.batches, keys)[0]
+        places = self._span(int(number))
+        buckets = np.searchsorted(self.ends, places, side="right")
+        sorted_places = [
+            self._within(places[buckets == bucket], int(bucket), epoch)
+            for bucket in range(buckets[0], buckets[-1] + 1)
+        ]
+        return np.asarray(self.by_length[np.concatenate(sorted_places)], dtype=np.int64)
+
+    def batch_buckets(self, buckets_of_rows: np.ndarray | None = None) -> np.ndarray:
+        """Return how many batches of an epoch need each bucket, int64 [buckets].
+
+        Args:
+            buckets_of_rows: The bucket of each row, int [rows]; needed for file order only.
+        """
+        size = self.batch_size
+        if self.by_length is not None:
+            # The last row of a batch is its longest: count the batches that end in each bucket.
+            ends = np.minimum(-(-self.ends // size), self.batches)
+            complete = np.where(self.ends == self.rows, ends, self.ends // size)
+            return np.diff(complete, prepend=0)
+        if buckets_of_rows is None:
+            raise ValueError("the batches of file order depend on the bucket of each row")
+        starts = np.arange(0, self.rows, size)
+        longest = np.maximum.reduceat(buckets_of_rows, starts)
+        return np.bincount(longest, minlength=len(self.ends))
+
+    def _span(self, number: int) -> np.ndarray:
+        start = number * self.batch_size
+        return np.arange(start, min(start + self.batch_size, self.rows))
+
+    def _within(self, places: np.ndarray, bucket: int, epoch: int) -> np.ndarray:
+        """Shuffle places inside their bucket."""
+        start = int(self.ends[bucket - 1]) if bucket else 0
+        count = int(self.ends[bucket]) - start
+        keys = round_keys(_STREAM, _ROWS, self.seed, epoch, bucket)
+        return start + shuffled(places - start, count, keys)

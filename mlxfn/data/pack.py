@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
+import attrs
 import numpy as np
 
 from mlxfn.errors import DataError
 
+WINDOW = 8192
+"""Rows that are packed together: what comes later never changes what was packed before."""
 
-def pack(lengths: Sequence[int] | np.ndarray, max_len: int) -> list[tuple[int, ...]]:
-    """Pack rows first-fit by falling length: each goes to the first pack with room for it.
 
-    Deterministic, and within 11/9 of the fewest packs possible (Johnson 1973).
+@attrs.frozen(eq=False)
+class Packs:
+    """Which rows stand in which pack."""
+
+    rows: np.ndarray  # int [n], the rows of the packs one after the other
+    offsets: np.ndarray  # int64 [packs + 1], pack i is offsets[i] to offsets[i + 1]
+    sizes: np.ndarray  # int32 [packs], positions in use
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, pack: int) -> tuple[int, ...]:
+        if not 0 <= pack < len(self):
+            raise IndexError(pack)
+        return tuple(self.rows[self.offsets[pack] : self.offsets[pack + 1]].tolist())
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (self[pack] for pack in range(len(self)))
+
+
+def pack(lengths: Iterable[int] | np.ndarray, max_len: int, *, window: int = WINDOW) -> Packs:
+    """Pack rows first-fit by falling length, ``window`` consecutive rows at a time.
+
+    Deterministic. Within a window at most 11/9 of the fewest packs possible are used (Johnson
+    1973), and the memory and time of a pack do not depend on how many rows there are.
 
     Args:
         lengths: Length of each row, in positions.
         max_len: Capacity of a pack, in positions.
+        window: Rows looked at together.
 
     Returns:
-        The row indices of each pack, in the order in which they stand in it. Packs are ordered
-        by their lowest row.
+        The row indices of each pack, ascending. Packs are ordered by their lowest row within
+        their window.
 
     Raises:
         DataError: A row is longer than the capacity.
 
     Example:
-        >>> pack([6, 3, 5, 2], max_len=8)
+        >>> list(pack([6, 3, 5, 2], max_len=8))
         [(0, 3), (1, 2)]
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = np.asarray(lengths, dtype=np.int32)
     if lengths.max(initial=0) > max_len:
         raise DataError(
             "a row is longer than a packed row can be",
@@ -37,14 +63,29 @@ def pack(lengths: Sequence[int] | np.ndarray, max_len: int) -> list[tuple[int, .
             got=f"{int(lengths.max())} positions",
             expected=f"at most {max_len}",
         )
-    packs: list[list[int]] = []
-    room = _Room(len(lengths), max_len)
-    for row in np.argsort(-lengths, kind="stable").tolist():
-        index = room.take(int(lengths[row]))
-        if index == len(packs):
-            packs.append([])
-        packs[index].append(row)
-    return sorted((tuple(sorted(rows)) for rows in packs), key=lambda rows: rows[0])
+    rows = np.empty(len(lengths), np.uint32 if len(lengths) < 2**32 else np.int64)
+    counts: list[np.ndarray] = [np.zeros(0, np.int64)]
+    for start in range(0, len(lengths), window):
+        part = lengths[start : start + window]
+        packs = _first_fit(part, max_len)
+        # Stable by (pack, row): rows keep their order within a pack.
+        rows[start : start + len(part)] = start + np.argsort(packs, kind="stable")
+        counts.append(np.bincount(packs))
+    offsets = np.concatenate([[0], *counts]).cumsum()
+    sizes = np.add.reduceat(lengths[rows], offsets[:-1]) if len(lengths) else lengths
+    return Packs(rows, offsets, sizes.astype(np.int32))
+
+
+def _first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Return the pack of each row, int64 [n]; packs are numbered by their lowest row."""
+    room = _Room(len(lengths), capacity)
+    packs = np.empty(len(lengths), np.int64)
+    falling = np.argsort(-lengths, kind="stable")
+    packs[falling] = [room.take(length) for length in lengths[falling].tolist()]
+    _, lowest, packs = np.unique(packs, return_index=True, return_inverse=True)
+    ranks = np.empty(len(lowest), np.int64)
+    ranks[np.argsort(lowest)] = np.arange(len(lowest))
+    return ranks[packs]
 
 
 class _Room:

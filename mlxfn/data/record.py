@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
+
+from mlxfn.errors import DataError
 
 SHOWN = 120  # characters of an offending line that a message shows
 
@@ -39,3 +41,13 @@ def shorten(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def wrong_column(record: Record, column: str, expected: str, got: object) -> NoReturn:
+    """Raise the error for a column whose value cannot be used."""
+    raise DataError(
+        f"the column {column!r} of a row has the wrong form",
+        where=record.where,
+        got=shorten(got),
+        expected=expected,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ Source = str | Path | Sequence[str | Path]
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+LONGEST_LINE = 16 << 20  # bytes: more in one row is a file without line ends
+DEEPEST = 100  # lists and objects inside each other
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -91,7 +94,8 @@ def read_records(source: Source) -> Iterator[Record]:
         One record per line, with its file and line number.
 
     Raises:
-        DataError: A file cannot be read, or a line is no JSON object in UTF-8.
+        DataError: A file cannot be read or changes meanwhile, or a line is no JSON object in
+            UTF-8.
 
     Example:
         >>> import tempfile, pathlib
@@ -100,18 +104,38 @@ def read_records(source: Source) -> Iterator[Record]:
         >>> [(record.value["text"], record.line) for record in read_records(file)]
         [('one', 1), ('two', 3)]
     """
+    for record in scan_records(source):
+        if isinstance(record, DataError):
+            raise record
+        yield record
+
+
+def scan_records(source: Source) -> Iterator[Record | DataError]:
+    """Yield every record of the files, and for a line that is none the error that names it.
+
+    Args:
+        source: As ``read_records``.
+
+    Raises:
+        DataError: A file cannot be read, or changes meanwhile.
+    """
     for path in files_in(source):
-        yield from _read_file(path)
+        yield from _scan_file(path)
 
 
-def _read_file(path: Path) -> Iterator[Record]:
+def _scan_file(path: Path) -> Iterator[Record | DataError]:
     line = 0
     try:
-        with _open(path) as file:
-            for line, raw in enumerate(file, start=1):
-                text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-                if text.strip():
-                    yield Record(_parse(text, f"{path}:{line}"), str(path), line)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            text = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
+            for line, raw in enumerate(_lines(text, path), start=1):
+                found = _record(raw, path, line)
+                if isinstance(found, DataError):  # perhaps the last line of what is left
+                    _check_size(path, line, size, file)
+                if found is not None:
+                    yield found
+            _check_size(path, line, size, file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             "the data file cannot be read",
@@ -121,30 +145,66 @@ def _read_file(path: Path) -> Iterator[Record]:
         ) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast("BinaryIO", gzip.open(path, "rb"))
-    return path.open("rb")
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, none of which may fill the memory."""
+    number = 0
+    while raw := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(raw) > LONGEST_LINE:
+            raise DataError(
+                "a line is too long for one row",
+                where=f"{path}:{number}",
+                got=shorten(raw[:200]),
+                expected=f"at most {LONGEST_LINE >> 20} MB in a line",
+                remedy="write one JSON object per line; cut long documents into several rows",
+            )
+        yield raw
+
+
+def _check_size(path: Path, line: int, size: int, file: BinaryIO) -> None:
+    """Refuse a file that lost its end while it was read: the rows so far are not the data set."""
+    now = os.fstat(file.fileno()).st_size
+    if now < size:
+        raise DataError(
+            "the data file became shorter while it was read",
+            where=f"{path}, after line {line}",
+            got=f"{now:,} bytes",
+            expected=f"{size:,} bytes, as when it was opened",
+            remedy="let whatever writes the file finish first",
+        )
+
+
+def _record(raw: bytes, path: Path, line: int) -> Record | DataError | None:
+    text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+    if not text.strip():
+        return None
+    try:
+        return Record(_parse(text, f"{path}:{line}"), str(path), line)
+    except DataError as error:
+        return error
 
 
 def _parse(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
         if _SURROGATE.search(raw):  # half a surrogate pair is JSON, but no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
+        _check_depth(raw, value)
     except UnicodeError as error:
         raise DataError(
             "a line is not valid UTF-8",
             where=where,
-            got=shorten(raw),
-            expected=f"UTF-8 text ({error})",
+            got=shorten(raw[:500]),
+            expected=f"UTF-8 text ({error.reason if isinstance(error, UnicodeDecodeError) else error})",
             remedy="convert the file to UTF-8",
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
             "a line is not valid JSON",
             where=where,
-            got=shorten(raw),
+            got=shorten(raw[:500]),
             expected=f"one JSON object per line ({error})",
             remedy="correct or remove the line",
         ) from error
@@ -152,10 +212,41 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
         raise DataError(
             "a line is not a JSON object",
             where=where,
-            got=shorten(raw),
+            got=shorten(raw[:500]),
             expected='an object such as {"text": "..."}',
         )
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object; of a key that is there twice JSON readers keep different ones."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_depth(raw: bytes, value: Any) -> None:
+    """Refuse values so deep that walking through them would end the program."""
+    if raw.count(b"[") + raw.count(b"{") <= DEEPEST:
+        return
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"lists and objects are nested more than {DEEPEST} deep")
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
 
 
 def _files_of_split(folder: Path, names: Sequence[str]) -> list[Path]:

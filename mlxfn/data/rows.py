@@ -3,23 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
 
 from mlxfn.data.encode import Codec, EncodedRow, EncodeOptions, Outcome, encode_many
 from mlxfn.data.formats import Example, parse_rows
+from mlxfn.data.pack import Packs, pack
 from mlxfn.data.record import Record
 from mlxfn.data.report import DataReport, quantiles
-from mlxfn.errors import DataError
+from mlxfn.data.tally import Tally
 from mlxfn.state import IGNORED
 
 _CHUNK = 512  # rows tokenized in one call
-_NAMED = 5  # dropped rows that a report names
+DTYPES = {"tokens": "<i4", "labels": "<i4", "offsets": "<i8"}
+"""The arrays of a split, and how their bytes are laid out wherever they are hashed or stored."""
+
+
+class Rows(Protocol):
+    """Encoded rows, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> EncodedRow:
+        """Return one row."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Return the place a row came from."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over all ids, labels and borders of rows, in hexadecimal."""
+        ...
+
+    @property
+    def token_count(self) -> int:
+        """Positions of all rows together."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Positions of each row, int [rows]."""
+        ...
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lengths there are, ascending, and how many rows have each."""
+        ...
+
+    def by_length(self) -> np.ndarray:
+        """Return the rows by rising length, int [rows]; rows of one length in file order."""
+        ...
+
+    def id_range(self) -> tuple[int, int]:
+        """Return the lowest and the highest id, labels included."""
+        ...
+
+    def packs(self, capacity: int) -> Packs:
+        """Return which rows share a packed row of at most ``capacity`` positions."""
+        ...
 
 
 @attrs.frozen(eq=False)
@@ -73,6 +118,27 @@ class EncodedRows:
         """Return the place a row came from."""
         return self.places[index] if self.places else f"row {index}"
 
+    @property
+    def token_count(self) -> int:
+        """Positions of all rows together."""
+        return len(self.tokens)
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lengths there are, ascending, and how many rows have each."""
+        return np.unique(self.lengths, return_counts=True)
+
+    def by_length(self) -> np.ndarray:
+        """Return the rows by rising length, int64 [rows]; rows of one length in file order."""
+        return np.argsort(self.lengths, kind="stable")
+
+    def id_range(self) -> tuple[int, int]:
+        """Return the lowest and the highest id, labels included; -100 is none."""
+        return id_range(self.tokens, self.labels)
+
+    def packs(self, capacity: int) -> Packs:
+        """Return which rows share a packed row of at most ``capacity`` positions."""
+        return pack(self.lengths, capacity)
+
     def fingerprint(self) -> str:
         """Return a SHA-256 over all ids, labels and borders of rows, in hexadecimal.
 
@@ -81,10 +147,30 @@ class EncodedRows:
             >>> a.fingerprint() == b.fingerprint()
             False
         """
-        digest = hashlib.sha256()
-        for array, dtype in ((self.tokens, "<i4"), (self.labels, "<i4"), (self.offsets, "<i8")):
-            digest.update(np.ascontiguousarray(array, dtype=dtype).data)
-        return digest.hexdigest()
+        arrays = {"tokens": self.tokens, "labels": self.labels, "offsets": self.offsets}
+        return joint_fingerprint(
+            {
+                name: hashlib.sha256(np.ascontiguousarray(array, DTYPES[name]).data).hexdigest()
+                for name, array in arrays.items()
+            }
+        )
+
+
+def joint_fingerprint(digests: dict[str, str]) -> str:
+    """Return the fingerprint of rows from the SHA-256 of each of their arrays, in hexadecimal."""
+    return hashlib.sha256("".join(digests[name] for name in DTYPES).encode()).hexdigest()
+
+
+def id_range(tokens: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """Return the lowest and the highest id among tokens and labels; -100 is no label.
+
+    Example:
+        >>> id_range(np.array([3, 4]), np.array([-100, 9]))
+        (0, 9)
+    """
+    ids = labels[labels != IGNORED]
+    low = min(tokens.min(initial=0), ids.min(initial=0))
+    return int(low), int(max(tokens.max(initial=0), ids.max(initial=0)))
 
 
 def encode_split(
@@ -109,52 +195,34 @@ def encode_split(
         DataError: A row is wrong, the split is empty, or no row of it is left.
     """
     options = options or EncodeOptions()
+    tally = Tally(name)
+    kept = [outcome for outcome in outcomes(records, tokenizer, options, tally) if outcome.row]
+    rows = EncodedRows.of((o.row for o in kept), (o.where for o in kept))
+    return rows, tally.report(quantiles(rows.lengths), options.max_seq_length)
+
+
+def outcomes(
+    records: Iterable[Record], tokenizer: Any, options: EncodeOptions, tally: Tally
+) -> Iterator[Outcome]:
+    """Yield what becomes of each record, a chunk of them in memory at a time.
+
+    Args:
+        records: The rows.
+        tokenizer: A Hugging Face tokenizer, or mlx-lm's wrapper of one.
+        options: How to encode.
+        tally: Counts the outcomes.
+
+    Raises:
+        DataError: A row is wrong.
+    """
     codec = Codec.of(tokenizer)
     examples = parse_rows(records, fmt=options.fmt, columns=options.columns)
-    outcomes = [
-        outcome
-        for chunk in _chunks(examples, _CHUNK)
-        for outcome in encode_many(chunk, codec, options)
-    ]
-    kept = [outcome for outcome in outcomes if outcome.row is not None]
-    rows = EncodedRows.of((o.row for o in kept), (o.where for o in kept))
-    report = _report(name, outcomes, rows)
-    _check_usable(report, options)
-    return rows, report
+    for chunk in _chunks(examples, _CHUNK):
+        for outcome in encode_many(chunk, codec, options):
+            tally.add(outcome)
+            yield outcome
 
 
 def _chunks(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:
     while chunk := list(islice(examples, size)):
         yield chunk
-
-
-def _report(name: str, outcomes: list[Outcome], rows: EncodedRows) -> DataReport:
-    fates = Counter(outcome.fate for outcome in outcomes)
-    dropped = (outcome.where for outcome in outcomes if outcome.row is None)
-    return DataReport(
-        name=name,
-        rows=len(outcomes),
-        kept=len(rows),
-        truncated=fates["truncated"],
-        dropped_overlong=fates["overlong"],
-        dropped_no_target=fates["no_target"],
-        tokens=len(rows.tokens),
-        label_tokens=int((rows.labels != IGNORED).sum()),
-        lengths=quantiles(rows.lengths),
-        dropped_at=tuple(islice(dropped, _NAMED)),
-    )
-
-
-def _check_usable(report: DataReport, options: EncodeOptions) -> None:
-    if not report.rows:
-        raise DataError(
-            "the data set is empty", where=f"split {report.name}", expected="at least one row"
-        )
-    if not report.kept:
-        raise DataError(
-            "no row of the data set can be trained on",
-            where=f"split {report.name}, first at {report.dropped_at[0]}",
-            got=f"{report.rows:,} rows, all dropped: {report.reasons()}",
-            expected=f"rows with a target within max_seq_length = {options.max_seq_length}",
-            remedy="raise data.max_seq_length, or check data.loss_on and the rows' columns",
-        )

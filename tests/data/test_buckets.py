@@ -26,7 +26,7 @@ def test_every_row_fits_the_smallest_bucket_that_holds_it(rows, count, limit):
 
 @given(rows=st.lists(st.integers(1, 80), min_size=1, max_size=30), count=st.integers(1, 4))
 def test_no_other_buckets_would_pad_much_less(rows, count):
-    """Against all choices there are: within the 2% that a further bucket has to save."""
+    """Against all choices there are: within the half percent that a further bucket has to save."""
     rows = np.array(rows)
     tops = np.unique(-(-rows // 8) * 8)
     choices = [
@@ -35,7 +35,7 @@ def test_no_other_buckets_would_pad_much_less(rows, count):
         for inner in combinations(tops[:-1], size)
     ]
     least = min(bucket_for(rows, choice).sum() for choice in choices)
-    assert bucket_for(rows, choose_buckets(rows, 1000, count)).sum() <= 1.02 * least
+    assert bucket_for(rows, choose_buckets(rows, 1000, count)).sum() <= 1.005 * least
 
 
 def test_lengths_alike_need_one_bucket():

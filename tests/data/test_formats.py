@@ -136,3 +136,55 @@ def test_a_turn_of_tool_calls_needs_no_content():
     """The usual form of a tool call has content null."""
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     assert one({"messages": [user("hi"), call]}).messages[1] == call
+
+
+def test_sharegpt_turns_become_messages():
+    """Half of the public conversations are written this way."""
+    row = one(
+        {
+            "system": "Be brief.",
+            "conversations": [
+                {"from": "human", "value": "hi"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                {"from": "observation", "value": "7"},
+                {"from": "gpt", "value": "seven", "weight": 1},
+                {"role": "user", "content": "thanks"},
+            ],
+        }
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert row.messages == (
+        {"role": "system", "content": "Be brief."},
+        user("hi"),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "7"},
+        assistant("seven"),
+        user("thanks"),
+    )
+
+
+def test_a_system_turn_is_not_put_there_twice():
+    """The column and the first turn often say the same."""
+    turns = [{"from": "system", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert one({"system": "a", "conversations": turns}).messages[0]["content"] == "a"
+    assert len(one({"system": "a", "conversations": turns}).messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"), [("", "Add."), (None, "Add."), ("1 2", "Add.\n\n1 2")]
+)
+def test_alpaca_rows_are_prompts_with_completions(given, prompt):
+    """The text column that such data sets carry too is the same again, and is not taken."""
+    row = one({"instruction": "Add.", "input": given, "output": "3", "text": "Below is ..."})
+    assert row == Completion("train.jsonl:7", prompt, "3")
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_arguments_of_tool_calls_become_objects(inner):
+    """As text they would be quoted twice, and the model would learn to call with a string."""
+    call = {"name": "f", "arguments": '{"x": 1}'}
+    wrap = (lambda c: {"type": "function", "function": c}) if inner else (lambda c: c)
+    message = {"role": "assistant", "content": None, "tool_calls": [wrap(call)]}
+    row = one({"messages": [user("hi"), message]})
+    assert row.messages[1]["tool_calls"] == [wrap({"name": "f", "arguments": {"x": 1}})]
+    assert message["tool_calls"] == [wrap(call)], "the record itself is not changed"

@@ -15,7 +15,7 @@ capacities = st.integers(40, 120)
 @given(rows=lengths, capacity=capacities)
 def test_every_row_is_in_exactly_one_pack_that_holds_it(rows, capacity):
     """Lost rows are lost data; an overfull pack would cut one."""
-    packs = pack(rows, capacity)
+    packs = list(pack(rows, capacity))
     assert sorted(row for members in packs for row in members) == list(range(len(rows)))
     assert all(sum(rows[row] for row in members) <= capacity for members in packs)
 
@@ -30,12 +30,12 @@ def test_it_is_first_fit_by_falling_length(rows, capacity):
         if members is None:
             packs.append(members := [])
         members.append(row)
-    assert pack(np.array(rows), capacity) == sorted(tuple(sorted(p)) for p in packs)
+    assert list(pack(np.array(rows), capacity)) == sorted(tuple(sorted(p)) for p in packs)
 
 
 def test_packs_are_in_file_order():
     """Without shuffling, the file is read roughly from top to bottom."""
-    assert pack([5, 6, 5, 2, 2], 8) == [(0, 4), (1, 3), (2,)]
+    assert list(pack([5, 6, 5, 2, 2], 8)) == [(0, 4), (1, 3), (2,)]
 
 
 def test_a_row_over_the_capacity_is_refused():
@@ -46,5 +46,31 @@ def test_a_row_over_the_capacity_is_refused():
 
 def test_nothing_packs_into_nothing():
     """The border case of the tree of maxima."""
-    assert pack([], 8) == []
-    assert pack([8], 8) == [(0,)]
+    assert list(pack([], 8)) == []
+    assert list(pack([8], 8)) == [(0,)]
+
+
+@given(rows=lengths, capacity=capacities, window=st.integers(1, 20))
+def test_what_comes_later_does_not_change_what_was_packed(rows, capacity, window):
+    """A window is packed alone, so that ten million rows are packed as they stream by."""
+    whole = list(pack(rows, capacity, window=window))
+    parts = [
+        tuple(start + row for row in members)
+        for start in range(0, len(rows), window)
+        for members in pack(rows[start : start + window], capacity)
+    ]
+    assert whole == parts
+
+
+def test_packs_know_what_they_use():
+    """Their lengths decide which bucket they fill."""
+    packs = pack([5, 6, 5, 2, 2], 8)
+    assert packs.sizes.tolist() == [7, 8, 5]
+    with pytest.raises(IndexError):
+        packs[3]
+
+
+def test_lognormal_rows_leave_less_than_a_twentieth_empty():
+    """Median 60, at most 512: the rows that padding costs most."""
+    rows = np.random.default_rng(0).lognormal(np.log(60), 0.8, 5000).astype(int).clip(2, 512)
+    assert 1 - rows.sum() / (len(pack(rows, 512)) * 512) < 0.05

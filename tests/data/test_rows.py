@@ -45,7 +45,7 @@ def test_the_fingerprint_sees_every_token_label_and_border(other):
 def test_the_fingerprint_is_the_same_on_every_machine():
     """It is stored in checkpoints, so it may not depend on integer sizes or byte order."""
     rows = EncodedRows.of([([1, 2], [2, -100]), ([3], [4])])
-    assert rows.fingerprint().startswith("108f0132477a06f5")
+    assert rows.fingerprint().startswith("23865ec13b773a53")
     wide = EncodedRows(
         *(part.astype(np.int64) for part in (rows.tokens, rows.labels, rows.offsets))
     )

@@ -1,0 +1,148 @@
+"""Files that nobody meant to write: one message with file and line, and memory that stays small."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+
+import pytest
+
+from mlxfn.data.formats import parse_rows
+from mlxfn.data.prepare import encode_splits
+from mlxfn.data.record import Record
+from mlxfn.data.records import LONGEST_LINE, read_records, scan_records
+from mlxfn.errors import DataError
+from tests.data.helpers import assistant, user, write_jsonl
+from tests.support.tokenizers import wrapped
+
+GOOD = b'{"text": "fine"}\n'
+LINES = {
+    "invalid UTF-8": (b'{"text": "\xff"}', "UTF-8"),
+    "a lone surrogate": (b'{"text": "\\ud800 alone"}', "UTF-8"),
+    "NaN": (b'{"text": "a", "score": NaN}', "NaN is no JSON"),
+    "Infinity": (b'{"text": "a", "score": -Infinity}', "-Infinity is no JSON"),
+    "a duplicate key": (b'{"text": "a", "text": "b"}', "'text' is there twice"),
+    "a duplicate key inside": (b'{"text": "a", "meta": {"x": 1, "x": 2}}', "'x' is there twice"),
+    "lists 10,000 deep": (b'{"text": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "not valid JSON"),
+    "objects 10,000 deep": (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not valid JSON"),
+    "lists 900 deep": (b'{"text": ' + b"[" * 900 + b"]" * 900 + b"}", "more than 100 deep"),
+    "a number of 10,000 digits": (b'{"text": ' + b"9" * 10_000 + b"}", "not valid JSON"),
+    "a NUL": (b'{"text": "a\0b"}', "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), LINES.values(), ids=LINES)
+def test_a_hostile_line_is_named_with_what_is_wrong(tmp_path, line, said):
+    """JSON readers differ on most of these: what one drops silently another trains on."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD + line + b"\n" + GOOD)
+    with pytest.raises(DataError) as caught:
+        list(read_records(path))
+    assert caught.value.where == f"{path}:2"
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def test_the_rows_around_a_broken_line_can_still_be_scanned(tmp_path):
+    """A doctor names every problem of a file at once, not the first one."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD + b"{\n" + GOOD + b"[]\n")
+    found = list(scan_records(path))
+    assert [isinstance(item, DataError) for item in found] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path, packed):
+    """A file without line ends would otherwise be read whole, several times over."""
+    path = tmp_path / ("train.jsonl.gz" if packed else "train.jsonl")
+    if packed:
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            for _ in range(3):
+                file.write(b" " * (LONGEST_LINE // 2))
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 30)  # a hole: no bytes on the disk
+    tracemalloc.start()
+    with pytest.raises(DataError, match="too long for one row") as caught:
+        list(read_records(path))
+    assert caught.value.where == f"{path}:1"
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+def test_a_file_that_loses_its_end_while_it_is_read_is_refused(tmp_path):
+    """Half a data set would train without a word."""
+    path = write_jsonl(tmp_path / "train.jsonl", [{"text": "row" * 9}] * 100_000)
+    records = read_records(path)
+    next(records)
+    path.write_bytes(GOOD * 12)
+    with pytest.raises(DataError, match="became shorter"):
+        list(records)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": []}, "at least one"),
+        ({"conversations": []}, "at least one"),
+        ({"messages": [{"role": "asistant", "content": "a"}]}, "did you mean 'assistant'?"),
+        ({"messages": [{"role": "narrator", "content": "a"}]}, "role is one of"),
+        ({"conversations": [{"from": "narrator", "value": "a"}]}, "from is one of"),
+        ({"conversations": [{"from": "human", "value": None}]}, "value is a string"),
+        ({"conversations": [{"from": 3, "value": "a"}]}, "from is one of"),
+        ({"conversations": ["a"]}, '"from"'),
+        ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, "a call as JSON"),
+        ({"instruction": "a", "output": 3}, "a string"),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "a string"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"arguments": "{"}]}]},
+            "object of arguments",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": "f"}]}, "a list of calls"),
+    ],
+)
+def test_a_row_that_is_no_conversation_says_what_one_is(row, said):
+    """File and line, and what is expected there."""
+    with pytest.raises(DataError) as caught:
+        list(parse_rows([Record(row, "train.jsonl", 7)]))
+    assert caught.value.where == "train.jsonl:7"
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([{"input_ids": [1, 2]}, {"input_ids": [1, 999]}], 2),
+        ([{"text": "a b"}, {"messages": [user("a"), assistant("b")]}], 2),
+        ([{"text": ""}, {"text": ""}], 1),
+    ],
+    ids=["an id over the vocabulary", "two formats in one file", "empty strings alone"],
+)
+def test_rows_that_cannot_be_trained_on_are_data_errors(tmp_path, rows, line):
+    """Exit code 3 and the line, before a model sees anything."""
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        encode_splits(path, wrapped("plain"), vocab_size=320)
+    assert f"{path}:{line}" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_an_empty_string_among_others_is_dropped_and_named(tmp_path):
+    """Wikitext is full of them; they teach nothing, and nothing is hidden."""
+    path = write_jsonl(tmp_path / "train.jsonl", [{"text": "a b"}, {"text": ""}])
+    report = encode_splits(path, wrapped("plain"))["train"].report
+    assert (report.kept, report.dropped_no_target, report.dropped_at) == (1, 1, (f"{path}:2",))
+
+
+def test_hostile_rows_take_little_memory(tmp_path):
+    """A row that is refused must not take the machine with it."""
+    row = json.dumps({"messages": [{"role": "x", "content": "a"}] * 200_000}).encode()
+    assert len(row) < LONGEST_LINE
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(row)
+    tracemalloc.start()
+    with pytest.raises(DataError):
+        encode_splits(path, wrapped("plain"))
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
