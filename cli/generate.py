@@ -25,7 +25,7 @@ def generate(
 ) -> None:
     """Let the model of a run answer a prompt.
 
-    Example: mlxfn generate runs/default --prompt "Who are you?" --compare
+    Example: mlxfn generate runs/default --prompt "Punctuate: how do you do" --compare
     """
     from mlxfn.models.generate import generate as answer
     from mlxfn.reopen import reopen
