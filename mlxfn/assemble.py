@@ -14,7 +14,7 @@ from mlxfn.config import Config
 from mlxfn.data.cursor import Loader
 from mlxfn.data.prepare import Split, encode_splits
 from mlxfn.data.report import DataReport
-from mlxfn.data.rows import EncodedRows
+from mlxfn.data.rows import Rows
 from mlxfn.errors import DataError, MemoryBudgetError
 from mlxfn.evaluate import Evaluate, make_evaluate
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
@@ -109,7 +109,7 @@ def assemble(config: Config) -> Job:
     train = make_loader(config, model, splits["train"].rows, training=True)
     valid = make_loader(config, model, splits["valid"].rows) if "valid" in splits else None
     plan = make_plan(config, train.batches_per_epoch)
-    adapter, needs = fit(config, model, data_tokens=len(splits["train"].rows.tokens))
+    adapter, needs = fit(config, model, data_tokens=splits["train"].rows.token_count)
     tx = make_transform(config, plan)
     fingerprints = {"model": model.fingerprint} | {
         f"data.{name}": split.rows.fingerprint() for name, split in splits.items()
@@ -144,7 +144,7 @@ def assemble(config: Config) -> Job:
 def load_base(config: Config) -> Model:
     """Load the base model that the configuration names."""
     settings = config.model
-    return load_model(
+    model = load_model(
         locate(settings.path, "model"),
         revision=settings.revision,
         dtype=settings.dtype,
@@ -152,6 +152,8 @@ def load_base(config: Config) -> Model:
         quantize_group_size=settings.quantize_group_size,
         trust_remote_code=settings.trust_remote_code,
     )
+    blas.suit_threads(memory.shape_of(model.config, model.vocab_size).hidden)
+    return model
 
 
 def locate(path: str, kind: str) -> str:
@@ -187,6 +189,7 @@ def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
         valid_fraction=data.valid_fraction,
         vocab_size=model.vocab_size,
         splits=names,
+        cache=data.cache,
     )
     if "train" in names and "train" not in splits:
         raise DataError(
@@ -195,9 +198,7 @@ def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
     return splits
 
 
-def make_loader(
-    config: Config, model: Model, rows: EncodedRows, *, training: bool = False
-) -> Loader:
+def make_loader(config: Config, model: Model, rows: Rows, *, training: bool = False) -> Loader:
     """Return the loader of a split, with the batch size of training or of evaluation."""
     data = config.data
     batch_size = data.batch_size if training else (config.eval.batch_size or data.batch_size)

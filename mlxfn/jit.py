@@ -24,6 +24,8 @@ from pathlib import Path
 from mlxfn.cachedir import private_cache
 
 OFF = "MLXFN_COMPILE_CACHE"  # set to "off" to leave MLX's own folders alone
+_KERNELS = "kernels-"
+_TMPDIR_BEFORE = "MLXFN_TMPDIR"  # what TMPDIR was, for the processes that this one starts
 MAX_KERNELS = 2000  # about 16 kB each; constants are part of a kernel, so they can pile up
 ABANDONED_AFTER_S = 3600.0
 
@@ -35,7 +37,7 @@ def setup() -> Path | None:
     """Give this process a private, warm folder for compiled kernels.
 
     ``TMPDIR`` is changed for MLX's C++ only (``os.putenv``): ``os.environ`` and Python's
-    ``tempfile`` keep what they had. Programs that this process starts do inherit it.
+    ``tempfile`` keep what they had, in processes of mlxfn that this one starts as well.
 
     Returns:
         The folder, or None where MLX needs none (macOS, Windows, ``MLXFN_COMPILE_CACHE=off``).
@@ -43,8 +45,9 @@ def setup() -> Path | None:
     global _folder, _shared  # noqa: PLW0603 - they belong to the process, like TMPDIR itself
     if _folder is not None or sys.platform != "linux" or os.environ.get(OFF) == "off":
         return _folder
+    _forget_inherited()
     tempfile.gettempdir()  # let Python settle on its folder before C++ sees another one
-    _shared = private_cache("kernels-" + platform.machine())
+    _shared = private_cache(_KERNELS + platform.machine())
     _sweep(_shared)
     _folder = Path(tempfile.mkdtemp(prefix="process-", dir=_shared))
     _hold(_folder)
@@ -62,6 +65,13 @@ def setup() -> Path | None:
             stacklevel=2,
         )
     return _folder
+
+
+def _forget_inherited() -> None:
+    """Take back what a process like this one has set for its own C++ and passed on to us."""
+    if Path(os.environ.get("TMPDIR", "")).parent.name.startswith(_KERNELS):
+        os.environ["TMPDIR"] = os.environ.get(_TMPDIR_BEFORE, "")  # empty counts as not set
+    os.environ[_TMPDIR_BEFORE] = os.environ.get("TMPDIR", "")
 
 
 def publish() -> None:

@@ -144,3 +144,15 @@ def test_it_can_be_switched_off(tmp_path):
     """Somebody who inspects what MLX writes wants it in MLX's own place."""
     code = "import mlxfn; print(mlxfn.jit.setup())"
     assert run(code, tmp_path, MLXFN_COMPILE_CACHE="off").strip() == "None"
+
+
+def test_a_process_started_by_another_one_keeps_its_own_temporary_folder(tmp_path):
+    """TMPDIR is inherited; Python's tempfile of a child must not write among the kernels."""
+    child = "import mlxfn, tempfile; print(tempfile.gettempdir())"
+    parent = f"import mlxfn, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("MLXFN_TMPDIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", parent], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(tmp_path)
