@@ -10,6 +10,7 @@ earlier processes finished; what it adds is published once it is loaded, and the
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import os
 import platform
@@ -99,7 +100,8 @@ def _hold(folder: Path) -> int:
 
 def _finish(folder: Path, owner: int) -> None:
     if os.getpid() == owner:  # a forked child must not take the folder away from its parent
-        publish()
+        with contextlib.suppress(OSError):  # the next process starts cold, no worse
+            publish()
         shutil.rmtree(folder, ignore_errors=True)
 
 
