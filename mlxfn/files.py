@@ -142,6 +142,22 @@ def _sync(fd: int) -> None:
             raise
 
 
+def sync_file(path: Path, *, system: System = SYSTEM) -> None:
+    """Put what was written to a file on the medium; a file that is not there needs nothing.
+
+    Raises:
+        OSError: It cannot be opened or synced.
+    """
+    try:
+        fd = open_regular(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        system.sync(fd)
+    finally:
+        os.close(fd)
+
+
 def sweep(folder: Path) -> list[Path]:
     """Remove the temporary files that killed writers left in a folder, and return their paths.
 

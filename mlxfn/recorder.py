@@ -9,10 +9,16 @@ from typing import Any, TypeVar
 import attrs
 
 from mlxfn.checkpoint.store import CheckpointStore
-from mlxfn.events import Event, Save, Sink
+from mlxfn.errors import RunDirError
+from mlxfn.events import Event, Save, Sink, Verdict
+from mlxfn.files import UncertainError
+from mlxfn.sinks.jsonl import JsonlSink
 from mlxfn.state import RunState
 
 E = TypeVar("E", bound=Event)
+
+LONGEST_WAIT = 64
+"""Updates between two tries to save on a disk that stays full; the first try is the next update."""
 
 
 @attrs.define(eq=False)
@@ -23,41 +29,114 @@ class Recorder:
         sinks: Where events go, in this order.
         store: Where states go.
         meta: What every checkpoint says about the run besides its state.
+        log: The run's own log, if it keeps one; it is one of the sinks.
     """
 
     sinks: Sequence[Sink]
     store: CheckpointStore
     meta: dict[str, Any]
+    log: JsonlSink | None = None
     tokens: float = 0.0  # label tokens of this process's updates
     busy_s: float = 0.0  # time spent in them
     _now: Callable[[], float] = time.time
     _lap: float = attrs.field(factory=time.monotonic)
+    _retry_at: int | None = None  # update at which a failed save is tried again
+    _wait: int = 1  # updates until then; doubled with each failure
+    _log_failed: bool = False
 
     def tell(self, event_type: type[E], state: RunState, /, **fields: Any) -> None:
-        """Hand an event about this state to every sink."""
-        event = event_type(update=updates_applied(state), epoch=state.epoch, time=self._now(), **fields)
-        for sink in self.sinks:
-            sink.write(event)
+        """Hand an event about this state to every sink.
 
-    def save(self, state: RunState, *, best: bool = False) -> None:
+        A log that cannot be written is told to the others, once; the event is written with a
+        later one, or before the next checkpoint is.
+        """
+        event = event_type(
+            update=updates_applied(state), epoch=state.epoch, time=self._now(), **fields
+        )
+        errors = [error for sink in self.sinks if (error := _write(sink, event))]
+        news = errors and not self._log_failed
+        self._log_failed = bool(errors)
+        if news:
+            self.tell(Verdict, state, kind="log_failed", message=str(errors[0]))
+
+    def save(self, state: RunState, *, best: bool = False, pending: bool = False) -> None:
         """Hand the state to the checkpoint store; only the copy to host memory is waited for.
 
-        Raises:
-            RunDirError: A write failed, this one or the one before.
-        """
-        start = time.monotonic()
-        path = self.store.save(state, meta=self.meta)
-        self.tell(Save, state, path=str(path), best=best, pause_s=time.monotonic() - start)
+        A save that fails is told, and tried again with one of the next updates; :meth:`settle`
+        is for those who cannot wait.
 
-    def count(self, seconds: float, tokens: float) -> None:
-        """Count one update, and surface a checkpoint that could not be written behind it.
+        Args:
+            state: The state.
+            best: Whether its validation loss is the lowest so far.
+            pending: Whether an evaluation of this state is still due.
+        """
+        try:
+            self._save(state, best=best, pending=pending)
+        except RunDirError as error:
+            self._failed(state, error)
+
+    def settle(self, state: RunState, *, pending: bool = False) -> None:
+        """Wait until the last save is on the disk; one that failed is tried once more.
+
+        Args:
+            state: The state to save if that is needed.
+            pending: Whether an evaluation of it is still due.
 
         Raises:
-            RunDirError: A write failed.
+            RunDirError: It cannot be saved.
         """
-        self.store.poll()
+        try:
+            self.store.flush()
+        except RunDirError as error:
+            self._failed(state, error)
+        if self._retry_at is not None:
+            self._save(state, best=False, pending=pending)
+            self.store.flush()
+
+    def settle_log(self) -> None:
+        """Write the events that wait for room on the disk.
+
+        Raises:
+            RunDirError: There still is none.
+        """
+        if self.log is not None:
+            self.log.settle()
+
+    def count(self, state: RunState, seconds: float, tokens: float) -> None:
+        """Count one update, and tell of a checkpoint that could not be written behind it."""
+        try:
+            self.store.poll()
+        except RunDirError as error:
+            self._failed(state, error)
         self.busy_s += seconds
         self.tokens += tokens
+
+    def retry_is_due(self, state: RunState) -> bool:
+        """Return whether a save that failed is to be tried again now."""
+        return self._retry_at is not None and updates_applied(state) >= self._retry_at
+
+    def _save(self, state: RunState, *, best: bool, pending: bool) -> None:
+        start = time.monotonic()
+        host = self.store.take(state)
+        path = str(self.store.path_of(host.step))
+        self.tell(Save, state, path=path, best=best, pause_s=time.monotonic() - start)
+        meta = {**self.meta, "pending": pending}
+        if self.log is None:
+            self.store.write(host, meta=meta)
+        else:
+            # What the log holds now belongs to this state, and has to be as safe as it is.
+            meta["log_bytes"] = self.log.settle()
+            self.store.write(host, meta=meta, first=self.log.sync)
+        if self._retry_at is None:
+            self._wait = 1
+        self._retry_at = None
+
+    def _failed(self, state: RunState, error: RunDirError) -> None:
+        self._retry_at = updates_applied(state) + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+        uncertain = isinstance(error.__cause__, UncertainError)
+        kind = "save_uncertain" if uncertain else "save_failed"
+        self.tell(Verdict, state, kind=kind, message=str(error))
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,6 +147,14 @@ class Recorder:
         """Return the seconds since the last lap, or since the recorder was made."""
         start, self._lap = self._lap, time.monotonic()
         return self._lap - start
+
+
+def _write(sink: Sink, event: Event) -> RunDirError | None:
+    try:
+        sink.write(event)
+    except RunDirError as error:
+        return error
+    return None
 
 
 def updates_applied(state: RunState) -> int:

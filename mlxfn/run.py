@@ -17,15 +17,13 @@ from mlxfn.assemble import Job, assemble
 from mlxfn.checkpoint.store import CheckpointStore, Found
 from mlxfn.config import Config
 from mlxfn.data.cursor import Window, to_device
+from mlxfn.ending import answer_samples, finish, stopped
 from mlxfn.errors import CheckpointError
 from mlxfn.health import already_over, judge_update, observe, stopped_early
-from mlxfn.models.export import export_mlx_lm
-from mlxfn.models.generate import generate
 from mlxfn.recorder import Recorder, remember, updates_applied
-from mlxfn.report import write_page
 from mlxfn.result import FINISHED, Ending, TrainingResult
 from mlxfn.rundir import Mode, RunDir, open_run
-from mlxfn.signals import StopRequest
+from mlxfn.signals import Interrupted, StopRequest
 from mlxfn.sinks.jsonl import JsonlSink
 from mlxfn.state import RunState, StepMetrics
 
@@ -50,24 +48,30 @@ def train(
         DataError: The data cannot be trained on as it is.
         RunDirError: The run directory cannot be used, or a file in it cannot be written.
         CheckpointError: The checkpoint belongs to another configuration, model or data set.
+        StoppedError: A signal came before the first update of this process.
     """
     started = time.monotonic()
     with StopRequest() as stop, open_run(Path(config.output_dir), mode=mode) as folder:
-        job = assemble(config)
-        with open_recorder(job, folder, sinks) as record:
-            state = resume(job, folder, record) if mode == "resume" else begin(job, folder, record)
-            state, ending = fold(job, state, record, stop)
-            return finish(job, state, ending, folder, record, time.monotonic() - started)
+        try:
+            with stop.giving_up():
+                job = assemble(config)
+            with open_recorder(job, folder, sinks) as record:
+                state, pending = (resume if mode == "resume" else begin)(job, folder, record, stop)
+                state, ending = fold(job, state, record, stop, pending=pending)
+                return finish(job, state, ending, folder, record, stop, started)
+        except Interrupted:
+            raise stop.error(folder.path) from None
 
 
 @contextmanager
 def open_recorder(job: Job, folder: RunDir, sinks: Sequence[events.Sink]) -> Generator[Recorder]:
     """Open the checkpoint store and the log; both are closed however the run ends."""
     config = job.config
-    log = [JsonlSink(folder.events)] if "jsonl" in config.log.sinks else []
+    log = JsonlSink(folder.events) if "jsonl" in config.log.sinks else None
     meta = {"config": configfile.to_plain(config), "fingerprints": job.fingerprints}
     with CheckpointStore(folder.checkpoints, keep_last_n=config.checkpoint.keep_last_n) as store:
-        recorder = Recorder(sinks=[*log, *sinks], store=store, meta=meta)
+        heard = sinks if log is None else [log, *sinks]
+        recorder = Recorder(sinks=heard, store=store, meta=meta, log=log)
         try:
             yield recorder
         finally:
@@ -75,30 +79,31 @@ def open_recorder(job: Job, folder: RunDir, sinks: Sequence[events.Sink]) -> Gen
                 sink.close()
 
 
-def begin(job: Job, folder: RunDir, record: Recorder) -> RunState:
+def begin(job: Job, folder: RunDir, record: Recorder, stop: StopRequest) -> tuple[RunState, bool]:
     """Write down what is about to run, and how good the model is before it."""
     state = job.state
     folder.write_start(configfile.to_nested(job.config), job.fingerprints)
     record.tell(events.Start, state, resumed=False, run=job.summary())
-    answer_samples(job, state, record, when="before")
+    answer_samples(job, state, record, stop, when="before")
     if job.valid is not None and job.config.eval.eval_at_start:
-        state, _ = evaluate(job, state, record)
-    return state
+        state, _ = evaluate(job, state, record, stop)
+    return state, False
 
 
-def resume(job: Job, folder: RunDir, record: Recorder) -> RunState:
-    """Return the newest valid state of the run, after checking that it belongs to this one."""
+def resume(job: Job, folder: RunDir, record: Recorder, stop: StopRequest) -> tuple[RunState, bool]:
+    """Return the newest valid state of the run, and whether an evaluation of it is still due."""
     found = newest(job, record)
     if found is None:
         folder.truncate_events(-1)
-        return begin(job, folder, record)
-    check_same_run(found.manifest["meta"], record.meta, found.path)
-    folder.truncate_events(updates_applied(found.state))
+        return begin(job, folder, record, stop)
+    meta = found.manifest["meta"]
+    check_same_run(meta, record.meta, found.path)
+    folder.truncate_events(updates_applied(found.state), size=meta.get("log_bytes"))
     record.tell(events.Start, found.state, resumed=True, run=job.summary())
     for path, reason in record.store.damaged:
         message = f"{path} is damaged and was passed over: {reason}"
         record.tell(events.Verdict, found.state, kind="damaged_checkpoint", message=message)
-    return found.state
+    return found.state, bool(meta.get("pending"))
 
 
 def newest(job: Job, record: Recorder) -> Found | None:
@@ -137,27 +142,73 @@ def check_same_run(old: dict[str, Any], new: dict[str, Any], path: Path) -> None
         )
 
 
-def fold(job: Job, state: RunState, record: Recorder, stop: StopRequest) -> tuple[RunState, Ending]:
-    """Fold the step over the batches that are left, and say why it ended."""
-    if stop:
-        return state, stopped(state, record, stop)
-    if over := already_over(job, state):
-        return state, over
+def fold(
+    job: Job, state: RunState, record: Recorder, stop: StopRequest, *, pending: bool = False
+) -> tuple[RunState, Ending]:
+    """Fold the step over the batches that are left, and say why it ended.
+
+    Args:
+        job: The pieces of the run.
+        state: Where it stands.
+        record: Where everything is told and saved.
+        stop: Says when to stop.
+        pending: Whether the evaluation of this state was given up and has to be done first.
+    """
+    ending = None
+    if pending:
+        state, ending = close(job, state, None, record, stop, due=True, save=True)
+    elif stop:
+        ending = stopped(state, record, stop)
+    if ending := ending or already_over(job, state):
+        return state, ending
     epochs = None if job.config.train.max_steps else job.config.train.num_epochs
     k = job.config.train.gradient_accumulation_steps
     cursor = (state.epoch, state.position)
     with closing(job.train.windows(*cursor, k, last_epoch=epochs)) as windows:
         for window in windows:
-            state, metrics, seconds = update(job, state, window)
-            record.count(seconds, float(metrics.weight))
-            state, ending, best = watch(job, state, window, metrics, seconds, record)
-            if ending is None and stop:
-                return state, stopped(state, record, stop)
-            if ending is not None or best or save_is_due(job, state, metrics):
-                record.save(state, best=best)
+            state, ending = turn(job, state, window, record, stop)
             if ending is not None:
                 return state, ending
     return state, FINISHED
+
+
+def turn(
+    job: Job, state: RunState, window: Window, record: Recorder, stop: StopRequest
+) -> tuple[RunState, Ending | None]:
+    """Apply one update and do all that follows from it; the ending is None while there is none."""
+    try:
+        with stop.excusing():
+            state, metrics, seconds = update(job, state, window)
+    except Interrupted:
+        return state, stopped(state, record, stop)
+    record.count(state, seconds, float(metrics.weight))
+    state, ending, due = watch(job, state, window, metrics, seconds, record)
+    save = save_is_due(job, state, metrics)
+    return close(job, state, ending, record, stop, due=due, save=save)
+
+
+def close(
+    job: Job,
+    state: RunState,
+    ending: Ending | None,
+    record: Recorder,
+    stop: StopRequest,
+    *,
+    due: bool,
+    save: bool,
+) -> tuple[RunState, Ending | None]:
+    """Evaluate where that is due, save where that is, and stop where that is asked for."""
+    best = False
+    if due:
+        try:
+            state, ending, best = assess(job, state, record, stop)
+        except Interrupted:
+            return state, stopped(state, record, stop, pending=True)
+    if ending is None and stop:
+        return state, stopped(state, record, stop)
+    if ending is not None or best or save or record.retry_is_due(state):
+        record.save(state, best=best)
+    return state, ending
 
 
 def update(job: Job, state: RunState, window: Window) -> tuple[RunState, StepMetrics, float]:
@@ -188,7 +239,10 @@ def watch(
     seconds: float,
     record: Recorder,
 ) -> tuple[RunState, Ending | None, bool]:
-    """Log, evaluate and judge an update; returns the state, the ending, and whether it is best."""
+    """Log and judge an update; returns the state, the ending, and whether more is due.
+
+    What is due is the evaluation, or the end of the epoch: see :func:`assess`.
+    """
     number, config = updates_applied(state), job.config
     applied = bool(metrics.finite)
     state, ending = judge_update(job, state, window, metrics, record)
@@ -196,16 +250,30 @@ def watch(
         return state, ending, False  # rolled back: what follows is about another update
     if applied and number % config.log.logging_steps == 0:
         state = log(state, window, metrics, seconds, record)
-    epoch_ended = state.position == 0
-    last = number >= job.plan.updates
-    eval_due = applied and config.eval.eval_steps and number % config.eval.eval_steps == 0
-    best = False
-    if job.valid is not None and (eval_due or epoch_ended or last):
-        state, best = evaluate(job, state, record)
-        ending = ending or stopped_early(job, state, record)
-    if epoch_ended:
+    every = config.eval.eval_steps
+    ends = state.position == 0 or number >= job.plan.updates
+    return (
+        state,
+        ending,
+        ending is None and (ends or bool(applied and every and number % every == 0)),
+    )
+
+
+def assess(
+    job: Job, state: RunState, record: Recorder, stop: StopRequest
+) -> tuple[RunState, Ending | None, bool]:
+    """Evaluate, and end the epoch; returns the state, the ending, and whether it is the best.
+
+    Raises:
+        Interrupted: A signal came; nothing was told and the state is as it was.
+    """
+    ending, best = None, False
+    if job.valid is not None:
+        state, best = evaluate(job, state, record, stop)
+        ending = stopped_early(job, state, record)
+    if state.position == 0:
         state = end_epoch(state, record)
-    return state, ending or (FINISHED if last else None), best
+    return state, ending or already_over(job, state), best
 
 
 def log(
@@ -233,14 +301,21 @@ def log(
     return remember(state, event="step", **told)
 
 
-def evaluate(job: Job, state: RunState, record: Recorder) -> tuple[RunState, bool]:
-    """Evaluate every validation row once; returns the state and whether it is the best so far."""
+def evaluate(
+    job: Job, state: RunState, record: Recorder, stop: StopRequest
+) -> tuple[RunState, bool]:
+    """Evaluate every validation row once; returns the state and whether it is the best so far.
+
+    Raises:
+        Interrupted: A signal came between two batches.
+    """
     if job.valid is None:
         return state, False
     start = time.monotonic()
     valid = job.valid
-    batches = (to_device(batch) for batch in valid.epoch())
-    result = job.evaluate(state.train.params, batches)
+    with stop.excusing():
+        batches = (to_device(batch) for batch in stop.until(valid.epoch()))
+        result = job.evaluate(state.train.params, batches)
     number, loss = updates_applied(state), result.loss
     # The untrained model sets the mark to beat in the log, but is no checkpoint to come back to.
     best = number > 0 and loss < (math.inf if state.best_loss is None else state.best_loss)
@@ -280,76 +355,3 @@ def save_is_due(job: Job, state: RunState, metrics: StepMetrics) -> bool:
     every = job.config.checkpoint.save_steps
     due = bool(every) and updates_applied(state) % every == 0 and bool(metrics.finite)
     return due or state.position == 0
-
-
-def stopped(state: RunState, record: Recorder, stop: StopRequest) -> Ending:
-    """Save the state at the request of a signal."""
-    record.save(state)
-    return Ending(stop.name, stop.exit_code, f"stopped by {stop.name} and saved")
-
-
-def answer_samples(job: Job, state: RunState, record: Recorder, *, when: str) -> None:
-    """Let the model answer the sample prompts; training draws nothing from it."""
-    for prompt in job.config.eval.sample_prompts:
-        text = generate(
-            job.model,
-            job.adapter,
-            state.train.params,
-            prompt,
-            max_tokens=job.config.eval.sample_tokens,
-        )
-        record.tell(events.Sample, state, when=when, prompt=prompt, text=text)
-
-
-def finish(
-    job: Job, state: RunState, ending: Ending, folder: RunDir, record: Recorder, seconds: float
-) -> TrainingResult:
-    """Wait for the last checkpoint, export what was trained, and write the report."""
-    record.store.flush()
-    final = best = None
-    if ending.exit_code == 0:
-        answer_samples(job, state, record, when="after")
-        final, best = export(job, state, folder, record)
-    result = TrainingResult(
-        reason=ending.reason,
-        exit_code=ending.exit_code,
-        message=ending.message,
-        epochs=state.epoch,
-        steps=updates_applied(state),
-        samples=state.samples,
-        tokens=state.tokens,
-        skipped=int(state.train.skipped),
-        dropped_rows=sum(report.dropped for report in job.reports.values()),
-        first_valid_loss=valid_losses(state)[0] if valid_losses(state) else None,
-        last_valid_loss=valid_losses(state)[-1] if valid_losses(state) else None,
-        best_loss=state.best_loss,
-        best_step=state.best_step,
-        run_dir=str(folder.path),
-        final_path=final,
-        best_path=best,
-        total_time_s=seconds,
-        tokens_per_s=record.tokens_per_s,
-        peak_memory_gb=memory.readings().peak_gb,
-        history=state.history,
-    )
-    report = attrs.asdict(result)
-    folder.write_report(report)
-    record.tell(events.End, state, reason=ending.reason, exit_code=ending.exit_code, result=report)
-    write_page(folder.path)
-    return result
-
-
-def valid_losses(state: RunState) -> list[float]:
-    """Return the validation losses of a run in order."""
-    return [entry["loss"] for entry in state.history if entry["event"] == "eval"]
-
-
-def export(job: Job, state: RunState, folder: RunDir, record: Recorder) -> tuple[str, str | None]:
-    """Write the final and the best adapters in mlx-lm's layout; returns where they are."""
-    export_mlx_lm(job.adapter, state.train.params, folder.adapters)
-    if state.best_step is None:
-        return str(folder.adapters), None
-    current = state.best_step == updates_applied(state)
-    best = state if current else record.store.load(state.best_step, job.state).state
-    export_mlx_lm(job.adapter, best.train.params, folder.best)
-    return str(folder.adapters), str(folder.best)

@@ -17,7 +17,7 @@ import tomli_w
 from mlxfn.environment import environment
 from mlxfn.errors import RunDirError
 from mlxfn.files import atomic_write, json_text, open_regular, sweep, utf8, write_error
-from mlxfn.sinks.jsonl import cut_back
+from mlxfn.sinks.jsonl import cut_back, cut_to
 
 Mode = Literal["new", "resume", "fresh"]
 
@@ -121,17 +121,20 @@ class RunDir:
         """
         self._write(self.report, utf8(json_text(dict(report), indent=2) + "\n"))
 
-    def truncate_events(self, update: int) -> None:
+    def truncate_events(self, update: int, *, size: int | None = None) -> None:
         """Remove the events after an update from the log, for a run that does them again.
 
         Args:
             update: The last update that stays; -1 empties the log.
+            size: How long the log was when the update was saved. It is cut exactly there, unless
+                somebody changed it since.
 
         Raises:
             RunDirError: The log cannot be read or written.
         """
         try:
-            cut_back(self.events, update)
+            if size is None or not cut_to(self.events, size):
+                cut_back(self.events, update)
         except OSError as error:
             raise write_error("the log of events", self.events, error) from error
 
@@ -213,13 +216,9 @@ def open_run(path: Path, *, mode: Mode = "new") -> Generator[RunDir]:
 
 
 def _check_mode(run: RunDir, mode: Mode) -> None:
+    _check_owner(run.path)
     for name in (*_FILES, *_FOLDERS, run.lock.name):
-        if (run.path / name).is_symlink():
-            raise RunDirError(
-                "a link stands where a run keeps its own files",
-                where=run.path / name,
-                remedy="remove the link, or choose another folder with --output",
-            )
+        _check_own(run.path / name)
     holds = run.holds_run()
     if mode == "resume" and not holds and not run.lock.exists():
         raise RunDirError(
@@ -238,6 +237,32 @@ def _check_mode(run: RunDir, mode: Mode) -> None:
             "the output directory holds files that no run of mlxfn left there",
             where=run.path,
             remedy="move them away, or choose another folder with --output",
+        )
+
+
+def _check_own(path: Path) -> None:
+    if path.is_symlink():
+        raise RunDirError(
+            "a link stands where a run keeps its own files",
+            where=path,
+            remedy="remove the link, or choose another folder with --output",
+        )
+    _check_owner(path)
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse what belongs to another user, who could exchange it at any moment."""
+    try:
+        owner = path.stat().st_uid
+    except OSError:  # not there, or it cannot be asked: opening it will say why
+        return
+    if owner != os.geteuid() and os.access(path, os.W_OK, effective_ids=True):
+        raise RunDirError(
+            "the run directory, or a file of the run in it, belongs to another user",
+            where=path,
+            got=f"user {owner}",
+            expected=f"user {os.geteuid()}",
+            remedy="choose a folder of your own with --output",
         )
 
 

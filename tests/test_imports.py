@@ -50,7 +50,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "report",
         "testing",
     ),
-    "assembly": ("assemble", "recorder", "rundir", "health", "reopen"),
+    "assembly": ("assemble", "recorder", "rundir", "health", "ending", "reopen"),
     "run": ("run",),
     "cli": ("cli",),
 }

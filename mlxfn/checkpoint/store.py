@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,15 @@ class Damaged(NamedTuple):
     reason: str
 
 
+@attrs.frozen(eq=False)
+class _Save:
+    """A state on its way to the disk."""
+
+    host: HostState
+    meta: dict[str, Any]
+    first: Callable[[], None] | None
+
+
 class CheckpointStore:
     """The checkpoints of one run.
 
@@ -82,11 +91,12 @@ class CheckpointStore:
         self._system = system
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._write: Future[None] | None = None
+        self._owed: _Save | None = None  # the best one, until it is published
 
     # Writing
 
     def save(self, state: RunState, *, meta: Mapping[str, Any] | None = None) -> Path:
-        """Copy a state to host memory and start writing it.
+        """Copy a state to host memory and start writing it: :meth:`take` and :meth:`write`.
 
         Args:
             state: The state; its arrays may change or vanish as soon as this returns. The checkpoint
@@ -101,11 +111,48 @@ class CheckpointStore:
             CheckpointError: The state's history is too long to be read back.
             TypeError: A value of the state or of ``meta`` is no JSON value.
         """
+        return self.write(self.take(state), meta=meta)
+
+    def take(self, state: RunState) -> HostState:
+        """Wait for the write under way, and copy a state to host memory.
+
+        Raises:
+            RunDirError: The write before this one failed.
+            TypeError: A value of the state is no JSON value.
+        """
         self.flush()
-        host = codec.snapshot(state)
-        path = self.path_of(host.step)
-        self._write = self._worker.submit(self._publish, path, host, codec.pieces(host, meta))
-        return path
+        return codec.snapshot(state)
+
+    def write(
+        self,
+        host: HostState,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> Path:
+        """Start writing a state that was taken.
+
+        The state of the best update, if its write failed, is written again before this one: no
+        published checkpoint names a best one that is not there.
+
+        Args:
+            host: What :meth:`take` returned.
+            meta: JSON values for the manifest.
+            first: Called before the file is published, on the worker: puts on the medium what the
+                checkpoint refers to.
+
+        Returns:
+            The path it is going to have.
+
+        Raises:
+            CheckpointError: The state's history is too long to be read back.
+            TypeError: A value of ``meta`` is no JSON value.
+        """
+        owed = [save for save in (self._owed,) if save and save.host.step != host.step]
+        new = _Save(host, dict(meta or {}), first)
+        codec.pieces(host, new.meta)  # a wrong value is raised here, where it comes from
+        self._write = self._worker.submit(self._publish_all, [*owed, new])
+        return self.path_of(host.step)
 
     def poll(self) -> None:
         """Raise what went wrong in a write that has ended; never wait.
@@ -166,18 +213,32 @@ class CheckpointStore:
             RunDirError: A write failed before, or a checkpoint cannot be removed.
         """
         self.flush()
+        if self._owed is not None and self._owed.host.step > step:
+            self._owed = None
         later = [path for found, path in self._paths().items() if found > step]
         return tuple(self._remove(path) for path in reversed(later))
 
-    def _publish(self, path: Path, host: HostState, pieces: Iterable[memoryview]) -> None:
-        """Write one checkpoint, then remove those that are no longer needed; on the worker."""
+    def _publish_all(self, saves: list[_Save]) -> None:
+        """Write checkpoints, each whole before the next; on the worker."""
+        for save in saves:
+            best = save.host.run["best_step"] == save.host.step
+            if best:
+                self._owed = save
+            self._publish(save)
+            if best:
+                self._owed = None
+            self._thin(save.host)
+
+    def _publish(self, save: _Save) -> None:
+        path = self.path_of(save.host.step)
+        if save.first is not None:
+            save.first()
         try:
             self._make_folder()
-            atomic_write(path, pieces, system=self._system)
+            atomic_write(path, codec.pieces(save.host, save.meta), system=self._system)
         except OSError as error:
-            raise write_error(f"the checkpoint of update {host.step}", path, error) from error
+            raise write_error(f"the checkpoint of update {save.host.step}", path, error) from error
         self._bad.discard(path)
-        self._thin(host)
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():

@@ -12,32 +12,73 @@ from typing import Any
 import attrs
 
 from mlxfn.events import Event, to_dict
-from mlxfn.files import atomic_write, json_text, open_regular, read_file, utf8, write_error
+from mlxfn.files import (
+    atomic_write,
+    json_text,
+    open_regular,
+    read_file,
+    sync_file,
+    utf8,
+    write_error,
+)
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class JsonlSink:
     """Append events to a file, each with one write, so that a kill can tear the last line only.
 
     The file is opened for every event: nothing is buffered here, and a log that was cut back in
-    between is not written to by its old name.
+    between is not written to by its old name. Events that could not be written, for the disk is
+    full, are kept and written with the next one that can be.
 
     Args:
         path: The file; the first event makes it, its folder exists.
     """
 
     path: Path
+    _waiting: list[bytes] = attrs.field(factory=list, init=False)
 
     def write(self, event: Event) -> None:
-        """Append one event.
+        """Append one event, and those that wait.
 
         Raises:
-            RunDirError: The file cannot be written; the event is not half in it then.
+            RunDirError: The file cannot be written; the event is not half in it then, and waits.
         """
+        self._waiting.append(utf8(json_text(to_dict(event)) + "\n"))
+        self._write()
+
+    def settle(self) -> int:
+        """Write what waits and return the length of the file in bytes.
+
+        Raises:
+            RunDirError: The file cannot be written or asked.
+        """
+        if self._waiting:
+            self._write()
         try:
-            _append(self.path, utf8(json_text(to_dict(event)) + "\n"))
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
         except OSError as error:
             raise write_error("the log of events", self.path, error) from error
+
+    def sync(self) -> None:
+        """Put what is written on the medium; any thread may ask for it.
+
+        Raises:
+            RunDirError: The file cannot be synced.
+        """
+        try:
+            sync_file(self.path)
+        except OSError as error:
+            raise write_error("the log of events", self.path, error) from error
+
+    def _write(self) -> None:
+        try:
+            _append(self.path, b"".join(self._waiting))
+        except OSError as error:
+            raise write_error("the log of events", self.path, error) from error
+        self._waiting.clear()
 
     def close(self) -> None:
         """Do nothing: every event is written already."""
@@ -85,6 +126,33 @@ def cut_back(path: Path, update: float = float("inf")) -> int:
     if len(kept) < len(lines):
         atomic_write(path, kept)
     return len(lines) - len(kept)
+
+
+def cut_to(path: Path, size: int) -> bool:
+    """Cut a log to a length that it had before, where that is the end of one of its lines.
+
+    Args:
+        path: The file.
+        size: Its length in bytes at an earlier time.
+
+    Returns:
+        Whether it has that length now. False where it is shorter, or was changed by hand: then
+        nothing is done to it.
+
+    Raises:
+        OSError: The file cannot be read or written.
+    """
+    try:
+        fd = open_regular(path, os.O_RDWR)
+    except FileNotFoundError:
+        return size == 0
+    try:
+        fits = os.fstat(fd).st_size >= size and (not size or os.pread(fd, 1, size - 1) == b"\n")
+        if fits:
+            os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+    return fits
 
 
 def _append(path: Path, line: bytes) -> None:
