@@ -74,6 +74,22 @@ def test_divergence_is_told_once_and_again_after_recovery():
     assert verdicts.count(Verdict.DIVERGED) == 2
 
 
+@pytest.mark.parametrize(("high", "told"), [(1.5, False), (2.2, False), (2.3, True)])
+def test_only_a_rise_over_the_threshold_is_divergence(high, told):
+    """Ten losses h after ninety of 1: h / (0.9 + 0.1 h) is 2 where h is 2.25."""
+    monitor = divergence(window=100, threshold=2.0)
+    _, verdicts = observe_all(monitor, monitor.init(), [1.0] * 90 + [high] * 10)
+    assert (Verdict.DIVERGED in verdicts) == told
+
+
+def test_the_past_beyond_the_window_is_forgotten():
+    """High losses of the first updates would hide a divergence for the rest of the run."""
+    monitor = divergence(window=20, threshold=1.4)
+    state, verdicts = observe_all(monitor, monitor.init(), [10.0] * 99 + [1.0] * 20 + [3.0] * 10)
+    assert Verdict.DIVERGED in verdicts[-10:]
+    assert len(state["losses"]) == 20
+
+
 def test_a_steady_or_falling_loss_is_not_divergence():
     monitor = divergence(window=100, threshold=2.0)
     _, verdicts = observe_all(monitor, monitor.init(), [5.0 * 0.97**i for i in range(200)])

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import attrs
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,8 +13,16 @@ from mlxfn import tree
 from mlxfn.losses import causal_lm_loss
 from mlxfn.random import fold_in
 from mlxfn.state import IGNORED, Batch, Weighted
-from mlxfn.step import init_state, make_step
-from mlxfn.transforms import adamw, chain, clip_by_global_norm, sgd, warmup_cosine
+from mlxfn.step import init_state, make_step, split_rows
+from mlxfn.transforms import (
+    adamw,
+    adjustable_rate,
+    chain,
+    clip_by_global_norm,
+    sgd,
+    warmup_cosine,
+    with_rate_factor,
+)
 
 V, D = 11, 6
 
@@ -197,5 +206,83 @@ def test_the_rate_reported_is_the_rate_used():
 
 def test_too_many_micro_batches_are_refused():
     step = make_step(causal_lm_loss(plain), TX, accumulate=2, compiled=False)
-    with pytest.raises(ValueError, match="1 to 2 micro-batches, got 3"):
-        step(init_state(toy_params(), TX), [ragged_batch()] * 3)
+    for count in (0, 3):
+        with pytest.raises(ValueError, match=f"1 to 2 micro-batches, got {count}"):
+            step(init_state(toy_params(), TX), [ragged_batch()] * count)
+    with pytest.raises(ValueError, match="accumulate is at least 1, got 0"):
+        make_step(causal_lm_loss(plain), TX, accumulate=0)
+
+
+def test_masters_are_fp32_copies():
+    """Small updates vanish in 16 bits, and a shared buffer could be donated to a step."""
+    given = {"w": mx.array([1.0, 2.0], mx.bfloat16)}
+    state = init_state(given, TX)
+    assert state.params["w"].dtype == mx.float32
+    assert all(leaf.dtype != mx.bfloat16 for _, leaf in tree.leaves(state.opt))
+
+
+NOT_FINITE = {
+    "loss": lambda w: mx.sum(w) + mx.inf,
+    "gradient": lambda w: mx.sum(mx.sqrt(w)),
+    "norm": lambda w: mx.sum(w) * 1e30,
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_each_thing_that_is_not_finite_is_noticed_alone(name):
+    """A loss may be infinite with gradients of 1, and finite gradients may have no norm."""
+
+    def loss_fn(params, *_):
+        return Weighted(NOT_FINITE[name](params["w"]), mx.array(1.0))
+
+    step = make_step(loss_fn, TX, compiled=False)
+    state = init_state({"w": mx.array([0.0, 0.25])}, TX)
+    after, metrics = step(state, ragged_batch())
+    assert not metrics.finite.item()
+    assert tree.same_bits(after.params, state.params)
+
+
+def test_a_factor_on_the_rate_is_part_of_the_rate_reported():
+    """After a rollback the log must show the rate that is trained with."""
+    tx = chain(sgd(0.1), adjustable_rate())
+    step = make_step(causal_lm_loss(plain), tx, compiled=False)
+    state, metrics = step(init_state(toy_params(), tx), ragged_batch())
+    assert metrics.learning_rate.item() == pytest.approx(0.1)
+    slower = attrs.evolve(state, opt=with_rate_factor(state.opt, 0.5))
+    assert step(slower, ragged_batch())[1].learning_rate.item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("parts", range(1, 6))
+@pytest.mark.parametrize("rows", range(1, 8))
+def test_rows_are_split_into_parts_of_nearly_one_size(rows, parts):
+    """An empty part, or a large one, would be another shape to compile or to hold."""
+    batch = ragged_batch(rows)
+    split = split_rows(batch, parts)
+    sizes = [part.tokens.shape[0] for part in split]
+    assert len(sizes) == min(parts, rows)
+    assert max(sizes) - min(sizes) <= 1
+    assert mx.array_equal(mx.concatenate([part.labels for part in split]), batch.labels).item()
+
+
+def test_one_micro_batchs_activations_live_at_a_time():
+    """Accumulation that holds all activations at once saves no memory, which is what it is for."""
+    embed = mx.random.normal((V, 2048), key=mx.random.key(0))
+    params = {"w": mx.zeros((2048,))}
+
+    def deep(params, batch, _):
+        hidden = embed[batch.tokens] + params["w"]
+        for _ in range(6):
+            hidden = mx.tanh(hidden) * hidden
+        return Weighted(mx.sum(hidden), mx.array(float(batch.tokens.size)))
+
+    step = make_step(deep, sgd(0.1), accumulate=6, compiled=False)
+    peaks = {}
+    for count in (1, 6):
+        state, parts = init_state(params, sgd(0.1)), [ragged_batch(4, 16)] * count
+        mx.eval(tree.lower(state), parts, embed)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(tree.lower(step(state, parts)[0]))
+        peaks[count] = mx.get_peak_memory() - before
+    assert peaks[6] < 2 * peaks[1], peaks

@@ -54,8 +54,9 @@ def chunked_cross_entropy(
         for start in range(0, flat.shape[0], chunk_size):
             part = flat[start : start + chunk_size]
             if gradients:
-                # Ordered after the chunk before it, so that only one chunk's logits are alive.
-                (part,) = mx.depends([part], [gradients[-1]])
+                # Ordered after all of the chunk before it, so that only one chunk's logits are
+                # alive: a sum that may wait for the end keeps what it is the sum of.
+                (part,) = mx.depends([part], [gradients[-1], total])
             targets = flat_labels[start : start + chunk_size]
             loss, gradient = mx.value_and_grad(chunk_loss)(part, targets)
             total = total + loss

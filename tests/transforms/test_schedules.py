@@ -61,3 +61,10 @@ def test_cosine_follows_the_formula_and_touches_the_peak_once(warmup, total):
 def test_a_run_of_no_length_is_refused(warmup, total):
     with pytest.raises(ValueError, match="warmup >= 0 and total >= 1"):
         warmup_cosine(1.0, warmup=warmup, total=total)
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 0.2), ("linear", 0.2), ("constant", 2.0)])
+def test_the_last_update_has_the_least_rate(name, last):
+    """The floor is a share of the peak, not a rate."""
+    schedule = SCHEDULES[name](2.0, warmup=2, total=10, min_ratio=0.1)
+    assert rate(schedule, 10) == pytest.approx(last, rel=1e-5)

@@ -70,6 +70,14 @@ def test_clipping_never_raises_the_norm_and_leaves_small_gradients_alone(seed, l
         assert tree.same_bits(clipped, grads)
 
 
+def test_clipping_is_pytorchs():
+    """``max_norm / (norm + 1e-6)``: a run that moves here keeps its settings."""
+    for norm, limit, expected in ((5.0, 1.0, 1.0), (1e-6, 1e-6, 5e-7), (0.0, 1.0, 0.0)):
+        grads = {"w": mx.array([0.6, 0.8]) * norm}
+        clipped, _ = clip_by_global_norm(limit).update(grads, {}, grads)
+        assert tree.global_norm(clipped).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_limit_of_zero_turns_clipping_off():
     grads = params_like(0, 1e3)
     assert tree.same_bits(clip_by_global_norm(0.0).update(grads, {}, grads)[0], grads)
@@ -111,6 +119,39 @@ def test_a_lifted_optimizer_does_what_the_object_does(name):
     lifted = tree.flatten(params)
     for path, leaf in tree.leaves(expected):
         assert mx.allclose(leaf, lifted[path], rtol=1e-5, atol=1e-6).item()
+
+
+# Every option at a value that is not its default, ours and mlx's own.
+OPTIONS = {
+    "adamw": (
+        {"weight_decay": 0.3, "betas": (0.8, 0.9), "eps": 1e-2},
+        lambda **o: optim.AdamW(0.1, bias_correction=True, **o),
+    ),
+    "adam": (
+        {"betas": (0.8, 0.9), "eps": 1e-2},
+        lambda **o: optim.Adam(0.1, bias_correction=True, **o),
+    ),
+    "sgd": ({"momentum": 0.8, "weight_decay": 0.3}, lambda **o: optim.SGD(0.1, **o)),
+    "lion": ({"betas": (0.8, 0.9), "weight_decay": 0.3}, lambda **o: optim.Lion(0.1, **o)),
+    "adafactor": (
+        {"weight_decay": 0.3},
+        lambda **o: optim.Adafactor(0.1, relative_step=False, scale_parameter=False, **o),
+    ),
+    "muon": ({"momentum": 0.8, "weight_decay": 0.3}, lambda **o: optim.Muon(0.1, **o)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_option_of_an_optimizer_reaches_it(name):
+    """One that is accepted and left out trains with the default, and nobody sees it."""
+    options, make = OPTIONS[name]
+    assert options.keys() == OPTIMIZERS[name].__kwdefaults__.keys() - {"decay_mask"}
+    expected, optimizer = params_like(0), make(**options)
+    for i in range(5):
+        expected = optimizer.apply_gradients(params_like(100 + i), expected)
+    found = tree.flatten(run(OPTIMIZERS[name](0.1, **options), 0)[0])
+    for path, leaf in tree.leaves(expected):
+        assert mx.allclose(leaf, found[path], rtol=1e-5, atol=1e-6).item(), path
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
