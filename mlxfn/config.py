@@ -130,6 +130,12 @@ class DataConfig:
     valid_fraction: float = key(
         0.0, "Share of train used for validation where no validation file is.", check=BELOW_1
     )
+    cache: str = key(
+        "auto",
+        "Folder where tokenized rows are kept; auto is the user's cache, for files over 4 MB; "
+        "off keeps nothing.",
+        may_change=True,
+    )
 
 
 @attrs.frozen

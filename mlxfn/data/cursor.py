@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxfn.data.buckets import bucket_for, choose_buckets
 from mlxfn.data.collate import HostBatch, check_ids, collate
-from mlxfn.data.order import Order
+from mlxfn.data.order import Order, Takes
 from mlxfn.data.prefetch import Prefetch
 from mlxfn.data.report import BucketUse, ShapeReport
 from mlxfn.data.rows import Rows
@@ -208,7 +208,7 @@ class Loader:
     def _sizes(self) -> np.ndarray:
         return self.rows.lengths if self.packs is None else self.packs.sizes
 
-    def _by_length(self) -> np.ndarray:
+    def _by_length(self) -> Takes:
         if self.packs is None:
             return self.rows.by_length()
         return np.argsort(self.packs.sizes, kind="stable")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import attrs
 import numpy as np
 
@@ -21,6 +23,14 @@ def batch_count(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
+class Takes(Protocol):
+    """An array of numbers in memory or on disk."""
+
+    def take(self, indices: Any, /) -> Any:
+        """Return the items at some places."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class Order:
     """Which rows stand in which batch of which epoch.
@@ -38,7 +48,7 @@ class Order:
     rows: int
     batch_size: int
     seed: int
-    by_length: np.ndarray | None  # int [rows], rows by rising length; None: file order
+    by_length: Takes | None  # int64 [rows], rows by rising length; None: file order
     ends: np.ndarray  # int64 [buckets], rows up to and with each bucket
 
     @classmethod
@@ -79,7 +89,7 @@ class Order:
             self._within(places[buckets == bucket], int(bucket), epoch)
             for bucket in range(buckets[0], buckets[-1] + 1)
         ]
-        return np.asarray(self.by_length[np.concatenate(sorted_places)], dtype=np.int64)
+        return self.by_length.take(np.concatenate(sorted_places))
 
     def batch_buckets(self, buckets_of_rows: np.ndarray | None = None) -> np.ndarray:
         """Return how many batches of an epoch need each bucket, int64 [buckets].

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache as remember
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import attrs
+
+from mlxfn.cachedir import private_cache
 from mlxfn.data.encode import EncodeOptions, LossOn, Overlong
+from mlxfn.data.keys import content_of, store_key, tokenizer_fingerprint
 from mlxfn.data.record import Record
 from mlxfn.data.records import Source, find_splits, read_records
 from mlxfn.data.report import DataReport
-from mlxfn.data.rows import EncodedRows, encode_split
+from mlxfn.data.rows import Rows, encode_split, outcomes
+from mlxfn.data.store import StoreWriter, open_or_build, remove_unused
+from mlxfn.data.tally import Tally
 from mlxfn.errors import DataError
+
+WORTH_KEEPING = 4 << 20
+"""Bytes of a split from which on ``cache = "auto"`` keeps its tokens: less is tokenized at once."""
 
 
 class Split(NamedTuple):
     """The rows of a split and what became of those that were read."""
 
-    rows: EncodedRows
+    rows: Rows
     report: DataReport
+
+
+@attrs.frozen
+class Reader:
+    """How to read the records of a split, and what they depend on."""
+
+    files: tuple[Path, ...]
+    records: Callable[[], Iterator[Record]]
+    part: tuple[str, float] = ("whole", 0.0)  # which part of the files, by valid_fraction
 
 
 def encode_splits(
@@ -35,6 +55,7 @@ def encode_splits(
     valid_fraction: float = 0.0,
     vocab_size: int | None = None,
     splits: Sequence[str] = ("train", "valid", "test"),
+    cache: str | Path = "off",
 ) -> dict[str, Split]:
     """Read and encode the splits of a data set.
 
@@ -50,6 +71,8 @@ def encode_splits(
             rows moves no other row, and equal rows stay on one side.
         vocab_size: Rows of the model's embedding; ids are checked against it.
         splits: The splits wanted; those that are not there are left out.
+        cache: Folder in which tokenized rows are kept and found again; ``"auto"`` is one under
+            the user's cache, for splits of more than 4 MB; ``"off"`` keeps nothing.
 
     Returns:
         The splits by name.
@@ -69,13 +92,57 @@ def encode_splits(
     )
     readers = _readers(source, valid_fraction)
     return {
-        name: Split(*encode_split(readers[name](), tokenizer, options, name=name))
+        name: _encoded(name, readers[name], tokenizer, options, cache)
         for name in splits
         if name in readers
     }
 
 
-def _readers(source: Source, valid_fraction: float) -> dict[str, Callable[[], Iterator[Record]]]:
+def _encoded(
+    name: str, reader: Reader, tokenizer: Any, options: EncodeOptions, cache: str | Path
+) -> Split:
+    folder = _cache_folder(cache, reader.files)
+    fingerprint = tokenizer_fingerprint(tokenizer) if folder else None
+    if folder is None or fingerprint is None:
+        return Split(*encode_split(reader.records(), tokenizer, options, name=name))
+    settings = {**attrs.asdict(options), "split": name, "part": reader.part}
+    try:
+        content = content_of(reader.files, folder / "contents")
+    except OSError:  # reading the rows says what is wrong, and where
+        return Split(*encode_split(reader.records(), tokenizer, options, name=name))
+    key = store_key(content, fingerprint, settings)
+
+    def build(writer: StoreWriter) -> None:
+        tally = Tally(name)
+        writer.write(outcomes(reader.records(), tokenizer, options, tally))
+        if content_of(reader.files, folder / "contents") != content:
+            raise DataError(
+                "the data changed while it was read",
+                where=", ".join(str(path) for path in reader.files),
+                remedy="let whatever writes the files finish first",
+            )
+        writer.finish(lambda lengths: tally.report(lengths, options.max_seq_length), key)
+
+    rows = open_or_build(folder, key, build)
+    if cache == "auto":
+        remove_unused(folder, keep=[key])
+    return Split(rows, rows.report)
+
+
+def _cache_folder(cache: str | Path, files: Sequence[Path]) -> Path | None:
+    """Return where the tokens of these files are kept; None: nowhere."""
+    if cache == "off":
+        return None
+    if cache != "auto":
+        return Path(cache).expanduser()
+    try:
+        size = sum(path.stat().st_size for path in files)
+    except OSError:
+        return None
+    return private_cache("data") if size >= WORTH_KEEPING else None
+
+
+def _readers(source: Source, valid_fraction: float) -> dict[str, Reader]:
     """Return how to read each split, with valid taken from train if asked for."""
     files = find_splits(source)
     if valid_fraction and "valid" in files:
@@ -85,15 +152,28 @@ def _readers(source: Source, valid_fraction: float) -> dict[str, Callable[[], It
             got=f"valid_fraction = {valid_fraction}",
             remedy="set data.valid_fraction to 0, or remove the file",
         )
-    readers: dict[str, Callable[[], Iterator[Record]]] = {
-        name: lambda paths=paths: _at_least_one(paths) for name, paths in files.items()
+    readers = {
+        name: Reader(tuple(paths), lambda paths=paths: _at_least_one(paths))
+        for name, paths in files.items()
     }
     if valid_fraction and "train" in files:
-        train = readers["train"]
-        _check_fraction(train(), valid_fraction)
-        readers["train"] = lambda: (r for r in train() if share(r.value) >= valid_fraction)
-        readers["valid"] = lambda: (r for r in train() if share(r.value) < valid_fraction)
+        whole = readers["train"]
+        # Once for both parts, and only when one of them has to be read.
+        check = remember(lambda: _check_fraction(whole.records(), valid_fraction))
+        readers |= {name: _part(whole, name, valid_fraction, check) for name in ("train", "valid")}
     return readers
+
+
+def _part(whole: Reader, name: str, fraction: float, check: Callable[[], None]) -> Reader:
+    """Return the reader of the rows of train that stay there, or of those that become valid."""
+
+    def records() -> Iterator[Record]:
+        check()
+        for record in whole.records():
+            if (share(record.value) < fraction) == (name == "valid"):
+                yield record
+
+    return Reader(whole.files, records, (name, fraction))
 
 
 def _at_least_one(paths: Sequence[Path]) -> Iterator[Record]:
@@ -120,18 +200,21 @@ def share(value: dict[str, Any]) -> float:
 
 def _check_fraction(records: Iterator[Record], fraction: float) -> None:
     """Refuse a fraction that leaves one side empty, and say which one would not."""
-    shares = sorted(share(record.value) for record in records)
-    if shares and shares[0] >= fraction:
+    count, lowest, highest = 0, math.inf, -math.inf
+    for record in records:
+        place = share(record.value)
+        count, lowest, highest = count + 1, min(lowest, place), max(highest, place)
+    if lowest >= fraction:
         raise DataError(
             "valid_fraction takes no row of train for validation",
-            got=f"{fraction} of {len(shares)} rows",
-            expected=f"more than {shares[0]:.4f}, which takes the first row",
+            got=f"{fraction} of {count} rows",
+            expected=f"more than {lowest:.4f}, which takes the first row",
             remedy="raise data.valid_fraction, or write a valid.jsonl",
         )
-    if shares and shares[-1] < fraction:
+    if highest < fraction:
         raise DataError(
             "valid_fraction leaves no row for training",
-            got=f"{fraction} of {len(shares)} rows",
-            expected=f"at most {shares[-1]:.4f}",
+            got=f"{fraction} of {count} rows",
+            expected=f"at most {highest:.4f}",
             remedy="lower data.valid_fraction",
         )

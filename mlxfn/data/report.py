@@ -34,6 +34,13 @@ class DataReport:
         """Return the report as JSON values."""
         return attrs.asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataReport:
+        """Return the report that ``to_dict`` has written, also after a way through JSON."""
+        fields = dict(values)
+        fields |= {name: tuple(values[name]) for name in ("lengths", "dropped_at")}
+        return cls(**fields)
+
     def lines(self) -> list[tuple[str, str]]:
         """Return the report as (label, text) pairs.
 
@@ -112,6 +119,20 @@ def quantiles(lengths: np.ndarray) -> tuple[int, ...]:
     if not len(lengths):
         return (0,) * len(QUANTILES)
     return tuple(int(q) for q in np.quantile(lengths, QUANTILES, method="higher"))
+
+
+def quantiles_of(lengths: np.ndarray, rows: np.ndarray) -> tuple[int, ...]:
+    """Return the same from the lengths there are, ascending, and how many rows have each.
+
+    Example:
+        >>> quantiles_of(np.array([3, 9]), np.array([4, 1])) == quantiles(np.array([3, 3, 3, 3, 9]))
+        True
+    """
+    if not len(lengths):
+        return (0,) * len(QUANTILES)
+    ends = np.cumsum(rows)
+    places = np.ceil(np.array(QUANTILES) * (ends[-1] - 1))
+    return tuple(lengths[np.searchsorted(ends, places, side="right")].tolist())
 
 
 def summary(report: DataReport, shapes: ShapeReport | None = None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxfn.data.encode import Codec, EncodedRow, EncodeOptions, Outcome, encode_many
 from mlxfn.data.formats import Example, parse_rows
+from mlxfn.data.order import Takes
 from mlxfn.data.pack import Packs, pack
 from mlxfn.data.record import Record
 from mlxfn.data.report import DataReport, quantiles
@@ -54,8 +55,8 @@ class Rows(Protocol):
         """Return the lengths there are, ascending, and how many rows have each."""
         ...
 
-    def by_length(self) -> np.ndarray:
-        """Return the rows by rising length, int [rows]; rows of one length in file order."""
+    def by_length(self) -> Takes:
+        """Return the rows by rising length, int64 [rows]; rows of one length in file order."""
         ...
 
     def id_range(self) -> tuple[int, int]:
