@@ -113,7 +113,7 @@ def gradient_is_right(
     key: mx.array | None = None,
     *,
     directions: int = 4,
-    size: float = 0.02,
+    size: float = 0.01,
     seed: int = 0,
     tolerance: float = 0.03,
 ) -> float:
@@ -159,7 +159,7 @@ def gradient_is_right(
     require(scale > 0, "the gradient is 0")
     errors, doubts = [], []
     for number in range(directions):
-        way = _direction(lengths, fold_in(mx.random.key(seed), number))
+        way = _direction(params, lengths, fold_in(mx.random.key(seed), number))
         near, far = (_slope(mean, params, way, step) for step in (size, 2 * size))
         products = tree.tree_map(lambda g, d: mx.sum(g * d), grads, way)
         predicted = sum(float(leaf.item()) for _, leaf in tree.leaves(products))
@@ -177,11 +177,14 @@ def _typical_size(leaf: mx.array) -> mx.array:
     return mx.maximum(mx.sqrt(mx.mean(mx.square(leaf.astype(mx.float32)))), 1e-2)
 
 
-def _direction(lengths: Tree, key: mx.array) -> Tree:
-    flat = tree.flatten(lengths)
-    keys = {name: fold_in(key, number) for number, name in enumerate(flat)}
-    drawn = {name: mx.random.normal(flat[name].shape, key=keys[name]) for name in flat}
-    return tree.restore(lengths, drawn)
+def _direction(params: Params, lengths: Tree, key: mx.array) -> Tree:
+    """Return normal numbers in the shapes of the parameters, and in the size of each leaf."""
+    flat, sizes = tree.flatten(params), tree.flatten(lengths)
+    drawn = {
+        name: sizes[name] * mx.random.normal(leaf.shape, key=fold_in(key, number))
+        for number, (name, leaf) in enumerate(flat.items())
+    }
+    return tree.restore(tree.cast(params, mx.float32), drawn)
 
 
 def _slope(
@@ -200,11 +203,8 @@ def base_is_frozen(params: Params, base: Mapping[str, mx.array]) -> float:
     """What is trained is the adapter: no array of the base is among the parameters.
 
     Args:
-        params: The trainable parameters.
+        params: The trainable parameters, as training starts with them.
         base: The base model's arrays by name; forgetting ``freeze()`` trains them.
-
-    Returns:
-        Trainable values as a share of the base's.
 
     Raises:
         LawError: An array of the base is trained.
@@ -212,7 +212,7 @@ def base_is_frozen(params: Params, base: Mapping[str, mx.array]) -> float:
     Example:
         >>> base = {"q_proj.weight": mx.array([[1.0, 2.0]])}
         >>> base_is_frozen({"lora_a": mx.zeros((1, 1))}, base)
-        0.5
+        0.0
     """
     by_shape: dict[tuple[int, ...], list[tuple[str, mx.array]]] = {}
     for name, array in base.items():
@@ -225,8 +225,7 @@ def base_is_frozen(params: Params, base: Mapping[str, mx.array]) -> float:
     ]
     few = ", ".join(trained[:3]) + (", ..." if len(trained) > 3 else "")
     require(not trained, "weights of the base are trained", arrays=len(trained), such_as=few)
-    count = sum(leaf.size for _, leaf in tree.leaves(params))
-    return count / max(sum(array.size for array in base.values()), 1)
+    return 0.0
 
 
 def base_is_untouched(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
@@ -241,7 +240,9 @@ def base_is_untouched(before: Mapping[str, Any], after: Mapping[str, Any]) -> fl
     """
     require(before.keys() == after.keys(), "the base has other arrays than before")
     changed = [name for name in before if before[name] != after[name]]
-    require(not changed, "the base was changed", arrays=len(changed), such_as=", ".join(changed[:3]))
+    require(
+        not changed, "the base was changed", arrays=len(changed), such_as=", ".join(changed[:3])
+    )
     return 0.0
 
 

@@ -72,7 +72,9 @@ def schedule_counts(schedule: Schedule, *, total: int) -> float:
     """
     found = rates(schedule, 1, total) if total > 0 else [math.inf]
     for number, rate in enumerate(found, 1):
-        require(rate > 0, "an update that is counted has no learning rate", update=number, rate=rate)
+        require(
+            rate > 0, "an update that is counted has no learning rate", update=number, rate=rate
+        )
     return min(found)
 
 

@@ -151,7 +151,9 @@ def clipping_never_raises_the_norm(clip: Transform, limit: float, grads: Grads) 
     allowed = min(before, limit)
     rise = max(after - allowed, 0.0) / max(allowed, 1e-30)
     holds = rise <= 1e-5  # NaN compares as false
-    require(holds, "clipping left the norm above its limit", before=before, after=after, limit=limit)
+    require(
+        holds, "clipping left the norm above its limit", before=before, after=after, limit=limit
+    )
     return rise
 
 

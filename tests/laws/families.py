@@ -142,10 +142,11 @@ TINY = {
     "vocab_size": 400,
 }
 
+_TARGETS = ("q_proj", "v_proj", "down_proj")
 ADAPTERS: dict[str, Callable[..., Any]] = {
-    "lora": lambda model, **options: lora(model, rank=2, target_modules="all-linear", **options),
-    "dora": lambda model, **options: dora(model, rank=2, target_modules="all-linear", **options),
-    "full": lambda model, dropout=0.0, **options: full(model, **options),
+    "lora": lambda model, **options: lora(model, rank=2, target_modules=_TARGETS, **options),
+    "dora": lambda model, **options: dora(model, rank=2, target_modules=_TARGETS, **options),
+    "full": full,
 }
 
 

@@ -121,9 +121,7 @@ def test_chunked_equals_full_in_value_and_gradient(seed, batch, chunk, smoothing
     chunked = chunked_causal_lm_loss(
         context(), lambda _, rows: rows @ head, chunk_size=chunk, label_smoothing=smoothing
     )
-    full = causal_lm_loss(
-        lambda p, b, key: context()(p, b, key) @ head, label_smoothing=smoothing
-    )
+    full = causal_lm_loss(lambda p, b, key: context()(p, b, key) @ head, label_smoothing=smoothing)
     laws.chunked_equals_full(chunked, full, params, batch)
 
 

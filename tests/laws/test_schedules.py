@@ -49,9 +49,7 @@ def test_every_update_counts(name, data):
 def test_rates_are_continuous(name, data):
     """A jump where warmup and decay join trains one update at a rate nobody asked for."""
     run = draw(data, name)
-    laws.schedule_is_continuous(
-        run.schedule, peak=run.peak, warmup=run.warmup, total=run.total
-    )
+    laws.schedule_is_continuous(run.schedule, peak=run.peak, warmup=run.warmup, total=run.total)
 
 
 @each

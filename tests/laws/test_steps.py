@@ -6,10 +6,11 @@ from functools import cache
 
 import mlx.core as mx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxfn.losses import causal_lm_loss
+from mlxfn.state import Batch
 from mlxfn.step import init_state, make_step
 from mlxfn.testing import laws
 from mlxfn.testing.steps import SPOILS, cut
@@ -40,7 +41,7 @@ def test_accumulation_is_independent_of_the_split(name, params, batch, where):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@settings(parent=many, max_examples=200)
+@many
 @given(params=models, batch=labelled(max_rows=3, max_length=3), where=edges)
 def test_steps_are_pure(name, params, batch, where):
     """A state is a value: two calls with one are two equal results, whatever failed in between."""
@@ -60,8 +61,6 @@ def test_whatever_is_not_finite_changes_nothing(params, batch, tx, spoil):
 def test_whatever_is_not_finite_changes_nothing_compiled(spoil):
     """The guard lives inside the compiled step, without a round trip to the host."""
     ids = mx.array([[1, 2, 3]])
-    from mlxfn.state import Batch
-
     batch = Batch(ids, ids, mx.ones_like(ids))
     params = context_params(V)
     laws.nonfinite_changes_nothing(causal_lm_loss(plain), TX, params, batch, spoil, compiled=True)
@@ -131,7 +130,7 @@ def test_every_shape_is_traced_once(params, shapes, data):
 @given(batch=small_batches(labelled=True))
 def test_a_step_leaves_the_model_alone_even_when_its_trace_raises(name, batch):
     """Parameters left inside a module are tracers, which crash whoever uses it next."""
-    adapter = tiny_adapter(name, dropout=0.0 if name == "full" else 0.2)
+    adapter = tiny_adapter(name, **({} if name == "full" else {"dropout": 0.2}))
     step = make_step(causal_lm_loss(adapter.apply), TX, compiled=False)
     watched = {
         "base": adapter.model.module.parameters(),
@@ -142,8 +141,6 @@ def test_a_step_leaves_the_model_alone_even_when_its_trace_raises(name, batch):
 
 def test_a_compiled_step_leaves_the_model_alone_even_when_its_trace_raises():
     """The compiled trace is where a model that is not put back would keep tracers."""
-    from mlxfn.state import Batch
-
     adapter = tiny_adapter("lora", dropout=0.2)
     step = make_step(causal_lm_loss(adapter.apply), TX)
     watched = {"base": adapter.model.module.parameters(), "clone": adapter.module.parameters()}

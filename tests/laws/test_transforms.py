@@ -97,9 +97,7 @@ def test_clipping_commutes_with_scaling(name, training, limit, factor):
 def test_a_lifted_optimizer_does_what_its_object_does(name, training, rate):
     """The object's state becomes a value; the arithmetic must stay its own."""
     row = LIFTED[name]
-    laws.lifted_optimizer_equals_its_object(
-        row.transform(rate), lambda: row.build(rate), *training
-    )
+    laws.lifted_optimizer_equals_its_object(row.transform(rate), lambda: row.build(rate), *training)
 
 
 @many
