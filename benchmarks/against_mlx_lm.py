@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-import mlxfn  # before mlx, for the fast BLAS
+import mlxfn
 from mlxfn.assemble import locate
 from mlxfn.data.cursor import Loader, to_device
 from mlxfn.data.prepare import encode_splits
@@ -38,19 +40,29 @@ START_FAST = "import runpy, mlxfn; runpy.run_module('mlx_lm', run_name='__main__
 MLX_LM_FAST = [sys.executable, "-c", START_FAST]
 
 
+class Measured(NamedTuple):
+    """What one run took."""
+
+    wall_s: float
+    cpu_s: float  # of all threads; says more than the wall clock where other work is going on
+    resident_mb: float
+
+
 def main() -> None:
     """Measure and print."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         room = Path(folder)
         write_data(options, room / "data")
+        if not options.keep_dtype:
+            options.model = str(in_fp32(Path(options.model), room / "model"))
         (room / "tmp").mkdir()  # where MLX keeps kernels when nobody tells it otherwise
         contenders = {
             "mlxfn": mlxfn_command(options, room),
             "mlx-lm, its own BLAS": mlx_lm_command(options, room, MLX_LM, "plain"),
             "mlx-lm, same BLAS": mlx_lm_command(options, room, MLX_LM_FAST, "fast"),
         }
-        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        runs: dict[str, list[Measured]] = {name: [] for name in contenders}
         for turn in range(options.rounds + 1):
             for name, command in contenders.items():
                 measured = measure(command, room)
@@ -70,6 +82,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--scale", type=float, default=2.0, help="alpha / rank")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--keep-dtype",
+        action="store_true",
+        help="leave the model's folder as it is; otherwise both get a copy of it in fp32",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measured turns after the first")
     options = parser.parse_args()
     # mlx-lm drops the rows that fill no batch; then both would not have seen the same.
@@ -84,6 +101,22 @@ def write_data(options: argparse.Namespace, folder: Path) -> None:
     for split, rows in (("train", options.rows), ("valid", options.valid_rows)):
         with (Path(options.data) / f"{split}.jsonl").open(encoding="utf-8") as source:
             (folder / f"{split}.jsonl").write_text("".join(islice(source, rows)), encoding="utf-8")
+
+
+def in_fp32(model: Path, folder: Path) -> Path:
+    """Copy a model's folder with its weights in fp32, in which both sides then compute.
+
+    The embedded model lies in fp16. mlxfn computes in fp32 on a CPU whatever the folder holds;
+    mlx-lm computes in fp16 then, which MLX's CPU backend does without any BLAS.
+    """
+    import mlx.core as mx  # after mlxfn, which has to come first to put the fast BLAS in place
+
+    shutil.copytree(model, folder)
+    for path in folder.glob("*.safetensors"):
+        weights = {name: leaf.astype(mx.float32) for name, leaf in mx.load(str(path)).items()}
+        mx.eval(weights)  # before the file they are read from is written over
+        mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
+    return folder
 
 
 def mlxfn_command(options: argparse.Namespace, room: Path) -> list[str]:
@@ -137,8 +170,8 @@ def mlx_lm_command(
     return [*start, "lora", "--config", str(path)]
 
 
-def measure(command: list[str], room: Path) -> tuple[float, float]:
-    """Run a command and return its wall time in seconds and its peak resident memory in MB."""
+def measure(command: list[str], room: Path) -> Measured:
+    """Run a command and return what it took."""
     log = room / "log"
     environment = {**os.environ, "TMPDIR": str(room / "tmp"), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
@@ -150,22 +183,21 @@ def measure(command: list[str], room: Path) -> tuple[float, float]:
     if status:
         sys.exit(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
     unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes here
-    return seconds, usage.ru_maxrss / unit
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)
 
 
-def report(
-    options: argparse.Namespace, room: Path, runs: dict[str, list[tuple[float, float]]]
-) -> None:
+def report(options: argparse.Namespace, room: Path, runs: dict[str, list[Measured]]) -> None:
     """Print the table."""
     model = load_model(options.model)
     loaders = make_loaders(options, room, model)
-    real = len(loaders["train"].rows.tokens)
+    real = loaders["train"].rows.token_count
     positions = {"mlxfn": positions_of(loaders["train"])}
     losses = {"mlxfn": loss_of(model, loaders["valid"], options, room / "run" / "adapters")}
     for name, folder in (("mlx-lm, its own BLAS", "plain"), ("mlx-lm, same BLAS", "fast")):
         positions[name] = positions_of_mlx_lm(options, room, model)
         losses[name] = loss_of(model, loaders["valid"], options, room / folder)
-    print(f"model: {options.model}, {mlxfn.blas.info().line()}")
+    dtype = "as it is" if options.keep_dtype else "in fp32"
+    print(f"model: {options.model}, {dtype}; {mlxfn.blas.info().line()}")
     print(
         f"rows: {options.rows} of {real} tokens, batch {options.batch_size}, "
         f"{options.rows // options.batch_size} updates, LoRA rank {options.rank} on "
@@ -173,16 +205,22 @@ def report(
     )
     before = loss_of(model, loaders["valid"], options, None)
     print(f"validation loss before training: {before:.4f}\n")
-    print("| | wall s | resident MB | positions computed | of them padding | validation loss |")
-    print("|---|---|---|---|---|---|")
+    print("| | wall s | CPU s | resident MB | positions computed | padding | validation loss |")
+    print("|---|---|---|---|---|---|---|")
     for name, measured in runs.items():
-        walls, sizes = [wall for wall, _ in measured], [size for _, size in measured]
-        padding = 1 - real / positions[name]
-        print(
-            f"| {name} | {statistics.median(walls):.2f} ({min(walls):.2f} to {max(walls):.2f}) "
-            f"| {statistics.median(sizes):.0f} | {positions[name]:,} | {padding:.0%} "
-            f"| {losses[name]:.4f} |"
-        )
+        cells = [
+            *map(spread, zip(*measured, strict=True)),
+            f"{positions[name]:,}",
+            f"{1 - real / positions[name]:.0%}",
+            f"{losses[name]:.4f}",
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return the median of some values, and the lowest and highest."""
+    ordered = sorted(values)
+    return f"{statistics.median(ordered):.1f} ({ordered[0]:.1f} to {ordered[-1]:.1f})"
 
 
 def make_loaders(options: argparse.Namespace, room: Path, model: Model) -> dict[str, Loader]:
