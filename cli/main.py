@@ -72,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         render.close_stdout()
         return 1
-    except (Exception, typer.Abort) as error:  # noqa: BLE001 - the one place where all errors end
+    except (KeyboardInterrupt, typer.Abort):  # Ctrl-C where there is nothing to save
+        render.note("stopped")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the one place where all errors end
         return _fail(error, debug=debug)
     return cast("int", code or 0)
 

@@ -68,7 +68,12 @@ def json_value(value: Any) -> None:
 
 def note(message: str) -> None:
     """Print something worth knowing to stderr, where it disturbs no output."""
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:  # the terminal is closed: nobody is there to be told, and the exit code tells
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
 
 
 def error(message: str) -> None:
