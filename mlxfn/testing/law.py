@@ -103,7 +103,7 @@ def _largest(arrays: list[mx.array]) -> float:
     if not flat:
         return 0.0
     values = mx.concatenate(flat)
-    return float(mx.where(mx.any(mx.isnan(values)), math.inf, mx.max(values)).item())
+    return float(mx.where(mx.any(mx.isnan(values)), math.inf, mx.max(values)))
 
 
 def close(what: str, ours: Tree, theirs: Tree, tolerance: float) -> float:

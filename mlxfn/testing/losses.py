@@ -275,8 +275,8 @@ def loss_counts_label_tokens(loss_fn: LossFn, params: Params, batch: Batch) -> f
     Raises:
         LawError: The weight is another number.
     """
-    weight = loss_fn(params, batch, None).weight.item()
-    labels = int(mx.sum(batch.labels != IGNORED).item())
+    weight = float(loss_fn(params, batch, None).weight)
+    labels = int(mx.sum(batch.labels != IGNORED))
     require(weight == labels, "the weight is not the number of labels", got=weight, labels=labels)
     return 0.0
 
@@ -332,9 +332,9 @@ def loss_is_cross_entropy(
     loss = loss_fn(params, batch, None)
     logits = apply(params, batch, None)
     total, count = exact_cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    got = float(loss.total.item())
+    got, weight = float(loss.total), float(loss.weight)
     gap = abs(got - total) / max(abs(total), 1.0)
-    require(loss.weight.item() == count, "the weight is another one", got=loss.weight.item())
+    require(weight == count, "the weight is another one", got=weight)
     if not gap <= tolerance:
         raise LawError("the loss is no cross-entropy", difference=gap, got=got, exact=total)
     return gap
@@ -369,10 +369,11 @@ def smoothing_zero_is_cross_entropy(
     )
     tiny = 1e-6
     logits: Any = apply(params, batch, None).astype(mx.float32)
-    spread = float((mx.max(logits) - mx.min(logits)).item()) if logits.size else 0.0
+    spread = float(mx.max(logits) - mx.min(logits)) if logits.size else 0.0
     before = make(0.0)(params, batch, None)
     after = make(tiny)(params, batch, None)
-    jump = abs(float((after.total - before.total).item()))
-    allowed = 2 * tiny * spread * before.weight.item() + 1e-5 * max(abs(before.total.item()), 1.0)
+    jump = abs(float(after.total - before.total))
+    size = max(abs(float(before.total)), 1.0)
+    allowed = 2 * tiny * spread * float(before.weight) + 1e-5 * size
     require(jump <= allowed, "a little smoothing changes the loss a lot", jump=jump)
     return gap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -31,19 +31,22 @@ def dropout_is_a_function_of_its_key(
     Raises:
         LawError: A draw comes from elsewhere, such as the global random state.
     """
-    world = [mx.array(word) for word in mx.random.state]
+    world = _global_state()
     first = forward(params, batch, key)
     still = forward(params, batch, None)
     second = forward(params, batch, key)
     same("the same key drops other values", second, first)
     same("an evaluation is not the same twice", forward(params, batch, None), still)
-    what = "the global random state was drawn from"
-    same(what, list(mx.random.state), world)
+    same("the global random state was drawn from", _global_state(), world)
     if drops:
         other = forward(params, batch, fold_in(key, 1))
         require(not tree.same_bits(other, first), "another key drops the same values")
         require(not tree.same_bits(still, first), "an evaluation drops values, or training none")
     return 0.0
+
+
+def _global_state() -> list[mx.array]:
+    return [mx.array(word) for word in cast("list[mx.array]", mx.random.state)]
 
 
 def recompute_equals_plain(
@@ -155,14 +158,14 @@ def gradient_is_right(
     value, grads = mx.value_and_grad(mean)(params)
     require(bool(tree.all_finite([value, grads]).item()), "the loss or its gradient is not finite")
     lengths = tree.tree_map(_typical_size, params)
-    scale = tree.global_norm(tree.tree_map(lambda g, s: g * s, grads, lengths)).item()
+    scale = float(tree.global_norm(tree.tree_map(lambda g, s: g * s, grads, lengths)))
     require(scale > 0, "the gradient is 0")
     errors, doubts = [], []
     for number in range(directions):
         way = _direction(params, lengths, fold_in(mx.random.key(seed), number))
         near, far = (_slope(mean, params, way, step) for step in (size, 2 * size))
         products = tree.tree_map(lambda g, d: mx.sum(g * d), grads, way)
-        predicted = sum(float(leaf.item()) for _, leaf in tree.leaves(products))
+        predicted = sum(float(leaf) for _, leaf in tree.leaves(products))
         errors.append(((4 * near - far) / 3 - predicted) / scale)
         doubts.append((near - far) / scale)
     error, doubt = _rms(errors), _rms(doubts)
@@ -191,7 +194,7 @@ def _slope(
     value: Callable[[Params], mx.array], params: Params, direction: Tree, step: float
 ) -> float:
     ends = [tree.tree_map(lambda p, d, s=s: p + s * d, params, direction) for s in (step, -step)]
-    up, down = (float(value(end).item()) for end in ends)
+    up, down = (float(value(end)) for end in ends)
     return (up - down) / (2 * step)
 
 
@@ -262,4 +265,4 @@ def _checksum(array: mx.array) -> int:
     bits = mx.view(array.reshape(-1), unsigned).astype(mx.uint64)
     # Sums of bits and of odd multiples by place: a swap of two values is seen as well.
     places = mx.arange(bits.size, dtype=mx.uint64) * 2 + 1
-    return int((mx.sum(bits) * 3 + mx.sum(bits * places)).item()) if bits.size else 0
+    return int(mx.sum(bits) * 3 + mx.sum(bits * places)) if bits.size else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mlx.core as mx
 
@@ -22,7 +23,7 @@ def rates(schedule: Schedule, first: int, last: int) -> list[float]:
     # One by one, as a step asks: a schedule need not take more than a 0-d array.
     values = [schedule(number) for number in numbers]
     mx.eval(values)
-    return [float(value.item()) for value in values]
+    return [float(value) for value in values]
 
 
 def schedule_is_bounded(schedule: Schedule, *, peak: float, total: int) -> float:
@@ -186,7 +187,7 @@ def schedule_is_traceable(schedule: Schedule, *, number: int) -> float:
         >>> schedule_is_traceable(constant(0.5), number=3)
         0.0
     """
-    rate = schedule(mx.array(number, mx.int32))
+    rate: Any = schedule(mx.array(number, mx.int32))
     kind = f"{rate.dtype} {list(rate.shape)}" if isinstance(rate, mx.array) else type(rate).__name__
     require(kind == "mlx.core.float32 []", "a rate is no fp32 scalar", got=kind)
     return 0.0

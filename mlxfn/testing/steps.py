@@ -170,8 +170,8 @@ def _same_way(
     The largest difference would say nothing: Adam makes a whole step of a gradient that is
     nothing but rounding, and its sign is anybody's guess.
     """
-    apart = tree.global_norm(tree.tree_map(mx.subtract, ours.params, theirs.params)).item()
-    moved = tree.global_norm(tree.tree_map(mx.subtract, theirs.params, start.params)).item()
+    apart = float(tree.global_norm(tree.tree_map(mx.subtract, ours.params, theirs.params)))
+    moved = float(tree.global_norm(tree.tree_map(mx.subtract, theirs.params, start.params)))
     share = apart / moved if moved else apart
     require(share <= tolerance, what, difference=share, allowed=tolerance)
     return share
@@ -268,7 +268,7 @@ def nonfinite_changes_nothing(
     for part in ("params", "opt", "step", "key"):
         same(f"{spoil} changed {part}", getattr(after, part), getattr(before, part))
     require(not bool(metrics.finite.item()), f"{spoil} was reported as finite")
-    counted = int((after.skipped - before.skipped).item())
+    counted = int(after.skipped - before.skipped)
     require(counted == 1, f"{spoil} was counted {counted} times")
     return 0.0
 
@@ -313,5 +313,5 @@ def randomness_comes_from_the_state(
     for name, changed in {"update number": later, "key": other}.items():
         loss = step(changed, batches)[1].loss
         if tree.same_bits(loss, first):
-            raise LawError(f"another {name} draws the same mask", loss=float(loss.item()))
+            raise LawError(f"another {name} draws the same mask", loss=float(loss))
     return 0.0

@@ -19,7 +19,7 @@ from mlxfn.data.cursor import to_device
 from mlxfn.data.encode import EncodedRow
 from mlxfn.data.formats import Example, parse_rows
 from mlxfn.data.records import find_splits, read_records
-from mlxfn.data.rows import EncodedRows
+from mlxfn.data.rows import Rows
 from mlxfn.errors import ConfigError
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.adapter import Adapter
@@ -70,9 +70,7 @@ def verify(job: Job) -> Iterator[Fact]:
     yield fact("the base is untouched", untouched, before, snapshot(base), detail=detail)
 
 
-def sample(
-    rows: EncodedRows, *, vocab_size: int, count: int = 4, longest: int = 128
-) -> Batch:
+def sample(rows: Rows, *, vocab_size: int, count: int = 4, longest: int = 128) -> Batch:
     """Return a few rows of unequal lengths, cut so that they are quick to compute.
 
     Args:
@@ -150,7 +148,7 @@ def _packed(job: Job, params: Params, near: float) -> Fact:
     return fact(name, law, packed.apply, params, texts, alone=plain, tolerance=near, detail=detail)
 
 
-def _spread(rows: EncodedRows, count: int) -> list[EncodedRow]:
+def _spread(rows: Rows, count: int) -> list[EncodedRow]:
     return [rows.row(i) for i in _indices(len(rows), count)]
 
 
@@ -158,9 +156,7 @@ def _indices(length: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, length - 1, count)})
 
 
-def verify_masks(
-    config: Config, tokenizer: Any, rows: EncodedRows, *, count: int = ROWS
-) -> Fact:
+def verify_masks(config: Config, tokenizer: Any, rows: Rows, *, count: int = ROWS) -> Fact:
     """Check the masks of a few rows against what stands in their files.
 
     Args:

@@ -41,7 +41,12 @@ def broken(facts):
 def test_pieces_without_an_error_pass():
     """What follows would mean nothing if everything were found."""
     pieces = Pieces(
-        causal_lm_loss(context(dropout=0.3)), context_params(7), RAGGED, TX, drops=True, bitwise=True
+        causal_lm_loss(context(dropout=0.3)),
+        context_params(7),
+        RAGGED,
+        TX,
+        drops=True,
+        bitwise=True,
     )
     assert broken(verify_pieces(pieces)) == set()
 
