@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 from typer.main import get_command
 
-from mlxfn_cli import checkpoints, config, export, generate, render, report, train
+from mlxfn_cli import checkpoints, config, export, generate, render, report, train, verify
 from mlxfn_cli import eval as evaluation
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(generate.generate)
 app.command()(export.export)
 app.command()(checkpoints.checkpoints)
 app.command()(report.report)
+app.command()(verify.verify)
 app.add_typer(config.app)
 
 

@@ -50,7 +50,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "report",
         "testing",
     ),
-    "assembly": ("assemble", "recorder", "rundir", "health", "ending", "reopen"),
+    "assembly": ("assemble", "recorder", "rundir", "health", "ending", "reopen", "testing.verify"),
     "run": ("run",),
     "cli": ("cli",),
 }
