@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 from typer.main import get_command
 
-from mlxfn_cli import checkpoints, config, export, generate, render, report, train, verify
+from mlxfn_cli import checkpoints, config, data, export, generate, render, report, train, verify
 from mlxfn_cli import eval as evaluation
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(train.train)
 app.command("eval")(evaluation.evaluate)
 app.command()(generate.generate)
 app.command()(export.export)
+app.command()(data.data)
 app.command()(checkpoints.checkpoints)
 app.command()(report.report)
 app.command()(verify.verify)

@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlxfn import blas, memory, monitors, tree
 from mlxfn.config import Config
 from mlxfn.data.cursor import Loader
+from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.prepare import Split, encode_splits
 from mlxfn.data.report import DataReport
 from mlxfn.data.rows import Rows
@@ -196,6 +197,19 @@ def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
             "there is no training data", where=source, expected="train.jsonl, or one file"
         )
     return splits
+
+
+def encode_options(config: Config, vocab_size: int) -> EncodeOptions:
+    """Return how the rows of a run become tokens."""
+    data = config.data
+    return EncodeOptions(
+        fmt=data.format,
+        columns=data.columns,
+        loss_on=data.loss_on,
+        max_seq_length=data.max_seq_length,
+        overlong=data.overlong,
+        vocab_size=vocab_size,
+    )
 
 
 def make_loader(config: Config, model: Model, rows: Rows, *, training: bool = False) -> Loader:

@@ -36,6 +36,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "data.records",
         "data.prepare",
         "data.store",
+        "data.doctor",
+        "data.page",
         "models.load",
         "models.safetensors",
         "models.folders",

@@ -47,7 +47,13 @@ class Tally:
         Raises:
             DataError: There was no row, or none is left to train on.
         """
-        report = DataReport(
+        report = self.count(lengths)
+        check_usable(report, max_seq_length)
+        return report
+
+    def count(self, lengths: tuple[int, ...]) -> DataReport:
+        """Return the report of all rows, whatever it says."""
+        return DataReport(
             name=self.name,
             rows=self.fates.total(),
             kept=self.fates["kept"] + self.fates["truncated"],
@@ -59,8 +65,6 @@ class Tally:
             lengths=lengths,
             dropped_at=tuple(self.dropped_at),
         )
-        check_usable(report, max_seq_length)
-        return report
 
 
 def check_usable(report: DataReport, max_seq_length: int) -> None:

@@ -1,0 +1,176 @@
+"""The doctor: every planted problem is named, and healthy data is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlxfn.data.doctor import examine
+from mlxfn.data.encode import EncodeOptions
+from mlxfn.data.page import page
+from mlxfn.data.problems import KINDS
+from tests.data.helpers import write_jsonl
+from tests.support.cli import mlxfn, on_terminal, plain
+from tests.support.models import write_model
+from tests.support.tokenizers import shared, write_tokenizer
+
+BOS, END = "<s>", "<|eot_id|>"
+GOOD = [{"prompt": f"{i} plus {i}?", "completion": f"{2 * i}"} for i in range(12)]
+
+
+def planted(folder: Path) -> Path:
+    """Write a data set with a dozen problems, each once or twice, among good rows."""
+    rows = [
+        *GOOD,
+        GOOD[3],  # a duplicate
+        {"prompt": "two plus two?", "completion": "four " * 90},  # truncated
+        {"prompt": "two " * 120, "completion": "4"},  # the prompt fills everything
+        {"prompt": f"{BOS}hello", "completion": "there"},  # a second BOS
+        {"prompt": f"hello{END}", "completion": "there"},  # a control token in the text
+        {"prompt": "hello again", "completion": ""},  # an empty answer
+        {"prompt": "caf\ufffd?", "completion": "yes"},  # decoded wrongly before
+        {"text": "of another format"},
+        {"prompt": "NaN?", "completion": "x", "score": 0},
+    ]
+    path = write_jsonl(folder / "train.jsonl", rows)
+    text = path.read_bytes().replace(b'"score": 0', b'"score": NaN')
+    path.write_bytes(text + b'{"prompt": "\xff"}\n{"prompt": "no end\n')
+    tokens = shared("llama")
+    end = tokens.convert_tokens_to_ids(END)
+    bos = tokens.bos_token_id
+    write_jsonl(
+        folder / "train-ids.jsonl",
+        [
+            {"input_ids": [bos, 40, 41, end]},
+            {"input_ids": [bos, 40, 41, 42, 43]},  # no end of turn
+            {"input_ids": [bos, bos, 40, end]},  # a second BOS
+            {"input_ids": [bos, 9999, end]},  # not in the vocabulary
+        ],
+    )
+    write_jsonl(
+        folder / "train-chat.jsonl",
+        [
+            {"messages": [{"role": "user", "content": "hi"}]},  # nothing to learn
+            {"messages": [{"role": "narrator", "content": "hi"}]},
+        ],
+    )
+    write_jsonl(folder / "valid.jsonl", [GOOD[1], {"prompt": "a?", "completion": "b"}])
+    return folder
+
+
+EXPECTED = {
+    ("unreadable", "not valid UTF-8", 1),
+    ("unreadable", "not valid JSON", 2),
+    ("wrong_row", "a row has no 'prompt' and no 'completion'", 1),
+    ("wrong_row", "the column 'messages[0]' of a row has the wrong form", 1),
+    ("vocabulary", "", 1),
+    ("overlap", "train", 1),
+    ("duplicates", "", 1),
+    ("truncated", "", 1),
+    ("prompt_too_long", "", 1),
+    ("no_target", "", 1),
+    ("empty_answer", "", 1),
+    ("double_bos", "", 2),
+    ("no_end", "", 1),
+    ("control_tokens", END, 1),
+    ("replacement", "", 1),
+}
+
+
+def test_every_planted_problem_is_named_and_nothing_else(tmp_path):
+    """Fifteen kinds of trouble in one data set, each counted and placed."""
+    options = EncodeOptions(max_seq_length=64, vocab_size=400)
+    diagnosis = examine(planted(tmp_path), shared("llama"), options, batch_size=2)
+    found = {(p.kind, p.detail, p.count) for p in diagnosis.problems}
+    assert found == EXPECTED
+    assert diagnosis.senseless
+    places = {p.kind: p.places for p in diagnosis.problems}
+    assert places["duplicates"] == (f"{tmp_path}/train.jsonl:13",)
+    assert places["overlap"] == (f"{tmp_path}/valid.jsonl:1",)
+    assert places["no_end"] == (f"{tmp_path}/train-ids.jsonl:2",)
+    assert all(p.remedy and p.what for p in diagnosis.problems)
+
+
+def test_the_page_names_every_problem_and_shows_what_is_learned(tmp_path):
+    """The page is what is sent to the person who made the data."""
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "<b>&", "completion": "<script>"}])
+    options = EncodeOptions(max_seq_length=64)
+    text = page(examine(tmp_path, shared("llama"), options, batch_size=2), title="<t>")
+    assert "<b>" not in text
+    assert "<script>" not in text
+    assert "<title>&lt;t&gt;" in text
+    assert "class=learned>" in text
+
+
+def test_the_command_names_ten_planted_problems_everywhere(tmp_path):
+    """In a pipe, as JSON and on the page; exit code 3, because training would be refused."""
+    model = write_model(tmp_path / "model")
+    write_tokenizer(model, "llama")
+    data = planted(tmp_path / "data")
+    words = ["data", "--model", model, "--data", data, "--set", "data.max_seq_length=64"]
+    piped = mlxfn(*words, "--html", "page.html", cwd=tmp_path)
+    assert (piped.code, piped.err) == (3, ""), piped
+    html = (tmp_path / "page.html").read_text()
+    asked = mlxfn(*words, "--json", cwd=tmp_path)
+    assert asked.code == 3
+    said = json.loads(asked.out)
+    assert said["senseless"] is True
+    assert {(p["kind"], p["detail"], p["count"]) for p in said["problems"]} == EXPECTED
+    for kind, detail, _ in EXPECTED:
+        what = KINDS[kind].what.format(detail=detail)
+        assert what in piped.out
+        assert what.replace("'", "&#x27;").replace("<", "&lt;").replace(">", "&gt;") in html
+    assert f"{END}]]" in piped.out, "what is learned is marked"
+
+
+def test_a_healthy_data_set_has_no_problems(tmp_path):
+    """A doctor that always finds something is not listened to; on a terminal it shows colours."""
+    model = write_model(tmp_path / "model")
+    write_jsonl(tmp_path / "data" / "train.jsonl", GOOD)
+    words = ["data", "--model", model, "--data", tmp_path / "data"]
+    shown = on_terminal(*words, cwd=tmp_path)
+    assert shown.code == 0, shown
+    assert "no problems" in plain(shown.out)
+    assert "\x1b[" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([{"prompt": "a " * 90, "completion": "b"}] * 3, "empty_split"),
+        ([{"prompt": "a " * 90, "completion": "b"}] * 3 + GOOD[:2], "mostly_dropped"),
+        ([{"input_ids": list(range(60)), "labels": [-100] * 59 + [3]}] * 200, None),
+    ],
+)
+def test_conclusions_need_all_rows(tmp_path, rows, kind):
+    """One dropped row is a note; a split that loses most of them is no data set."""
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    options = EncodeOptions(max_seq_length=64)
+    diagnosis = examine(tmp_path, shared("chatml"), options, batch_size=2)
+    errors = {p.kind for p in diagnosis.problems if p.severity == "error"}
+    assert errors == ({kind} if kind else set())
+
+
+def test_a_drop_in_targets_is_noticed(tmp_path):
+    """Less than one learned token in a hundred: a run that mostly computes prompts."""
+    row = {"input_ids": list(range(200)), "labels": [-100] * 199 + [3]}
+    write_jsonl(tmp_path / "train.jsonl", [row])
+    diagnosis = examine(tmp_path, shared("chatml"), EncodeOptions(), batch_size=2)
+    assert "few_targets" in {p.kind for p in diagnosis.problems}
+
+
+def test_a_renamed_column_is_understood(tmp_path):
+    """The doctor reads with the settings of the run."""
+    write_jsonl(tmp_path / "train.jsonl", [{"q": "1?", "a": "2"}])
+    options = EncodeOptions(columns={"prompt": "q", "completion": "a"}, overlong="drop")
+    assert not examine(tmp_path, shared("chatml"), options, batch_size=2).problems
+
+
+def test_overlong_rows_that_are_dropped_are_called_so(tmp_path):
+    """Cut and dropped are different losses."""
+    write_jsonl(tmp_path / "train.jsonl", [*GOOD, {"prompt": "a", "completion": "b " * 90}])
+    options = EncodeOptions(max_seq_length=64, overlong="drop")
+    diagnosis = examine(tmp_path, shared("chatml"), options, batch_size=2)
+    assert [p.kind for p in diagnosis.problems] == ["overlong"]
