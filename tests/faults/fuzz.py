@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import random
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -102,3 +103,7 @@ def fuzz(count: int, *, seed: int) -> dict[str, Any]:
             tally["the same"] += 1
         longest = max(longest, time.perf_counter() - begun)
     return {**tally, "longest_s": longest}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"campaign": "fuzz", **fuzz(int(sys.argv[1]), seed=int(sys.argv[2]))}))
