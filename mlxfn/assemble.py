@@ -272,7 +272,7 @@ def make_transform(config: Config, plan: Plan) -> Transform:
         decay_mask=decays if config.adapter.kind == "full" else None,
     )
     clip = clip_by_global_norm(config.train.max_grad_norm)
-    if config.monitor.on_divergence == "rollback":
+    if "rollback" in {config.monitor.on_divergence, config.train.nonfinite}:
         return chain(clip, optimizer, adjustable_rate())
     return chain(clip, optimizer)
 

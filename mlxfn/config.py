@@ -190,9 +190,13 @@ class TrainConfig:
     label_smoothing: float = key(
         0.0, "Label smoothing.", check=BELOW_1, aliases=("label_smoothing_factor",)
     )
-    nonfinite: Literal["skip", "halt"] = key("skip", "What a NaN or infinite gradient does.")
+    nonfinite: Literal["skip", "halt", "rollback"] = key(
+        "skip", "What a NaN or infinite gradient does; rollback skips, and goes back if it repeats."
+    )
     max_consecutive_skips: int = key(
-        3, "More skipped updates in a row than this halt the run.", check=NOT_NEGATIVE
+        3,
+        "More skipped updates in a row than this halt the run, or roll it back.",
+        check=NOT_NEGATIVE,
     )
     seed: int = key(
         0, "Seed of order, dropout and adapter.", check=("0 to 2**63 - 1", lambda x: 0 <= x < 2**63)

@@ -26,16 +26,20 @@ def judge_update(
     if verdict is not Verdict.CONTINUE:
         message = f"{verdict.value} {where_nonfinite(job, state, window)}"
         record.tell(events.Verdict, state, kind=verdict.name.lower(), message=message)
-        if verdict is Verdict.TOO_MANY_NONFINITE:
-            return state, Ending("nonfinite", 5, message)
-        return state, None
+        if verdict is not Verdict.TOO_MANY_NONFINITE:
+            return state, None
+        ending = Ending("nonfinite", 5, message)
+        if job.config.train.nonfinite == "rollback":
+            return roll_back(job, state, ending, record)
+        return state, ending
     state, verdict = observe(job, state, "divergence", float(metrics.loss))
     if verdict is Verdict.DIVERGED:
         record.tell(events.Verdict, state, kind="diverged", message=verdict.value)
+        ending = Ending("diverged", 5, verdict.value)
         if job.config.monitor.on_divergence == "halt":
-            return state, Ending("diverged", 5, verdict.value)
+            return state, ending
         if job.config.monitor.on_divergence == "rollback":
-            return roll_back(job, state, record)
+            return roll_back(job, state, ending, record)
     return state, None
 
 
@@ -54,8 +58,19 @@ def where_nonfinite(job: Job, state: RunState, window: Window) -> str:
     return f"Loss {float(loss.mean())}; gradients: {where or 'finite'}; rows: {rows}."
 
 
-def roll_back(job: Job, state: RunState, record: Recorder) -> tuple[RunState, Ending | None]:
-    """Go back to the best checkpoint with half the learning rate, and on with the next rows."""
+def roll_back(
+    job: Job, state: RunState, ending: Ending, record: Recorder
+) -> tuple[RunState, Ending | None]:
+    """Go back to the best checkpoint with half the learning rate, and on with the next rows.
+
+    The rows since that checkpoint are not seen again in this epoch, the offending ones included.
+
+    Args:
+        job: The pieces of the run.
+        state: Where the run went wrong.
+        ending: How it ends where it cannot go back, or has done so too often.
+        record: Where the states are.
+    """
     count = state.monitors["rollback"]["count"] + 1
     record.store.flush()
     found = (
@@ -65,15 +80,16 @@ def roll_back(job: Job, state: RunState, record: Recorder) -> tuple[RunState, En
     )
     if found is None or count > MAX_ROLLBACKS:
         why = "there is no checkpoint to go back to" if found is None else "rolled back too often"
-        return state, Ending("diverged", 5, f"{Verdict.DIVERGED.value} ({why})")
+        return state, attrs.evolve(ending, message=f"{ending.message} ({why})")
     good = found.state
     opt = with_rate_factor(good.train.opt, 0.5**count)
     after = attrs.evolve(
         state,
-        train=attrs.evolve(good.train, opt=opt),
+        train=attrs.evolve(good.train, opt=opt, skipped=state.train.skipped),
         monitors={
             **good.monitors,
             "divergence": job.monitors["divergence"].init(),
+            "nonfinite": job.monitors["nonfinite"].init(),
             "rollback": {"count": count},
         },
         history=good.history,
@@ -81,7 +97,7 @@ def roll_back(job: Job, state: RunState, record: Recorder) -> tuple[RunState, En
     message = f"back to update {updates_applied(good)} with the learning rate times {0.5**count}"
     record.tell(events.Verdict, after, kind="rollback", message=message)
     record.store.drop_after(updates_applied(good))
-    after = remember(after, event="rollback", rate_factor=0.5**count)
+    after = remember(after, event="rollback", reason=ending.reason, rate_factor=0.5**count)
     record.save(after)
     return after, None
 

@@ -93,6 +93,13 @@ def begin(job: Job, folder: RunDir, record: Recorder, stop: StopRequest) -> tupl
 def resume(job: Job, folder: RunDir, record: Recorder, stop: StopRequest) -> tuple[RunState, bool]:
     """Return the newest valid state of the run, and whether an evaluation of it is still due."""
     found = newest(job, record)
+    if found is None and record.store.damaged:
+        raise CheckpointError(
+            "every checkpoint of the run is damaged",
+            where=folder.checkpoints,
+            got="; ".join(f"{path.name}: {reason}" for path, reason in record.store.damaged),
+            remedy="put a copy of one back, or start again with --fresh",
+        )
     if found is None:
         folder.truncate_events(-1)
         return begin(job, folder, record, stop)
@@ -246,8 +253,8 @@ def watch(
     number, config = updates_applied(state), job.config
     applied = bool(metrics.finite)
     state, ending = judge_update(job, state, window, metrics, record)
-    if updates_applied(state) != number:
-        return state, ending, False  # rolled back: what follows is about another update
+    if updates_applied(state) != number:  # rolled back: the rest is about another update
+        return state, ending, ending is None and state.position == 0
     if applied and number % config.log.logging_steps == 0:
         state = log(state, window, metrics, seconds, record)
     every = config.eval.eval_steps
