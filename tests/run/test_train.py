@@ -129,6 +129,22 @@ def test_a_resume_on_other_data_is_refused(whole, tmp_path):
         mf.train(moved, mode="resume")
 
 
+def test_a_run_whose_every_checkpoint_is_damaged_is_not_started_over_silently(tmp_path):
+    """Hours of training would be written over; with one good checkpoint left, that one is used."""
+    config = small_config(tmp_path, train__max_steps=4)
+    mf.train(config)
+    paths = sorted((tmp_path / "checkpoints").iterdir())
+    for path in paths[:0:-1]:
+        path.write_bytes(path.read_bytes()[:-1])
+    seen = Collect()
+    assert mf.train(config, mode="resume", sinks=[seen]).steps == 4
+    assert paths[-1].name in seen.of("verdict")[0]["message"]
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="every checkpoint of the run is damaged"):
+        mf.train(config, mode="resume")
+
+
 def test_a_second_run_in_the_same_directory_is_refused(whole):
     _, _, folder = whole
     with pytest.raises(RunDirError, match="--resume"):
