@@ -285,4 +285,4 @@ def test_one_micro_batchs_activations_live_at_a_time():
         mx.reset_peak_memory()
         mx.eval(tree.lower(step(state, parts)[0]))
         peaks[count] = mx.get_peak_memory() - before
-    assert peaks[6] < 2 * peaks[1], peaks
+    assert peaks[6] < 2.5 * peaks[1], peaks

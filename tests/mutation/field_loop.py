@@ -107,6 +107,9 @@ BUGS: tuple[FieldBug, ...] = (
                 row_ids = [w for at in range(position, after) for w in self.places(epoch, at)]
                 over = after == self.batches_per_epoch
                 cursor = (epoch + 1, 0) if over else (epoch, after)
+                yield Window(*cursor, batches, row_ids)
+                position = after
+            epoch, position = epoch + 1, 0
 """,
                 """        start = position
         while last_epoch is None or epoch < last_epoch:
@@ -116,6 +119,9 @@ BUGS: tuple[FieldBug, ...] = (
                 row_ids = [w for at in range(position, after) for w in self.places(epoch, at)]
                 over = after == self.batches_per_epoch
                 cursor = (epoch + 1, 0) if over else (epoch, after - start)
+                yield Window(*cursor, batches, row_ids)
+                position = after
+            epoch, position, start = epoch + 1, 0, 0
 """,
                 "field_bugs/test_loop.py::test_a_run_stopped_twice_goes_on_bit_for_bit",
             ),

@@ -131,7 +131,7 @@ BUGS: tuple[FieldBug, ...] = (
         "mlx-forge; trl#1230, torchtune#892",
         (
             change(
-                "the mask is causal and nothing else, and the check of a new adapter is gone",
+                "the mask is causal and nothing else (an adapter for packed rows then refuses itself)",
                 "models/packing.py",
                 "self._masks[window_size] = near & same",
                 "self._masks[window_size] = near & (same | True)",

@@ -136,7 +136,7 @@ CURSOR: tuple[Mutation, ...] = (
         "data/cursor.py",
         "length = int(bucket_for(longest, self._buckets))",
         "length = int(self._buckets[-1])",
-        f"{STREAM}::test_the_report_counts_what_an_epoch_delivers",
+        f"{OPTIONS}::test_batches_are_padded_as_the_report_says",
     ),
     change(
         "ids are not checked when a batch is made",
