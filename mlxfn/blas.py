@@ -24,7 +24,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from mlxfn.cachedir import private_cache
+from mlxfn.cachedir import private_cache, sound
 
 OFF = "MLXFN_BLAS"  # set to "off" to keep the library that MLX bundles
 REMEDY = "pip install scipy-openblas32 (and a C compiler), or apt install libopenblas0"
@@ -216,7 +216,7 @@ def _compiled_shim(candidate: _Candidate) -> Path:
     source = "".join(_FUNCTION.format(**names, **kind) for kind in _KINDS)
     key = hashlib.sha256((platform.machine() + source).encode()).hexdigest()[:16]
     shim = private_cache("blas") / f"gemm-{key}.so"
-    if not shim.exists():
+    if not sound(shim):  # missing, or cut short by a power cut
         _compile(source, shim)
     return shim
 

@@ -10,6 +10,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+_ELF_HEADER = 64  # bytes, of a 64-bit object
+
 
 def private_cache(name: str) -> Path:
     """Return a folder that only this user can write, made when it is not there.
@@ -55,3 +57,33 @@ def _owned(folder: Path) -> Path:
         if found.st_mode & 0o022:  # others could have put files there before
             raise PermissionError(folder)
     return folder
+
+
+def sound(library: Path) -> bool:
+    """Whether a shared object in the cache is the user's own and has all of its bytes.
+
+    A library that a power cut or a full disk cut short would end the process that loads it, and
+    one that somebody else put there would run their code. The table that ends an ELF file tells
+    whether it is all there.
+
+    Args:
+        library: A file, or a place where none is.
+
+    Example:
+        >>> sound(Path("nothing.so"))
+        False
+    """
+    try:
+        with os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            head = file.read(_ELF_HEADER)
+            own = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+            if not own or len(head) < _ELF_HEADER or head[:5] != b"\x7fELF\2":
+                return False
+            start = int.from_bytes(head[0x28:0x30], "little")  # of the table of sections
+            size, count = (int.from_bytes(head[at : at + 2], "little") for at in (0x3A, 0x3C))
+            file.seek(start + size * (count - 1))
+            last = file.read(size)
+    except (OSError, ValueError):
+        return False
+    return count > 0 and len(last) == size and any(last)

@@ -19,10 +19,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlxfn.cachedir import private_cache
+from mlxfn.cachedir import private_cache, sound
 
 OFF = "MLXFN_COMPILE_CACHE"  # set to "off" to leave MLX's own folders alone
 _KERNELS = "kernels-"
@@ -53,7 +53,7 @@ def setup() -> Path | None:
     _folder = Path(tempfile.mkdtemp(prefix="process-", dir=_shared))
     _hold(_folder)
     whole = _shared / "whole"
-    _link(whole.rglob("*.so"), whole, _folder / "mlx")
+    _link(_sound_ones(whole), whole, _folder / "mlx")
     os.putenv("TMPDIR", str(_folder))
     if "MLX_PTX_CACHE_DIR" not in os.environ:
         os.putenv("MLX_PTX_CACHE_DIR", str(private_cache("ptx")))
@@ -114,6 +114,16 @@ def _link(libraries: Iterable[Path], source: Path, target: Path) -> None:
             os.link(library, link)
         except OSError:  # there already, or a file system without links: a cold start at worst
             continue
+
+
+def _sound_ones(whole: Path) -> Iterator[Path]:
+    """Yield the libraries that can be loaded, and remove the others to make room for new ones."""
+    for library in whole.rglob("*.so"):
+        if sound(library):
+            yield library
+        else:
+            with contextlib.suppress(OSError):
+                library.unlink()
 
 
 def _prune(whole: Path) -> None:

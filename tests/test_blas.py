@@ -106,3 +106,15 @@ def test_a_shim_is_compiled_once_and_privately(tmp_path):
     assert (shim.stat().st_mtime_ns, shim.stat().st_ino) == (first.st_mtime_ns, first.st_ino)
     assert line.startswith("OpenBLAS (")
     assert (tmp_path / "mlxfn" / "blas").stat().st_mode & 0o777 == 0o700
+
+
+@on_linux_cpu
+def test_a_shim_that_was_cut_short_is_compiled_again(tmp_path):
+    """A power cut must not cost the fast BLAS for ever, nor end the process that loads it."""
+    code = "import mlxfn; print(mlxfn.blas.info().line())"
+    run(code, XDG_CACHE_HOME=str(tmp_path))
+    (shim,) = (tmp_path / "mlxfn" / "blas").iterdir()
+    good = shim.read_bytes()
+    os.truncate(shim, len(good) // 2)
+    assert run(code, XDG_CACHE_HOME=str(tmp_path)).stdout.startswith("OpenBLAS (")
+    assert shim.stat().st_size == len(good)

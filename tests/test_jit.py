@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxfn import blas, jit
+from mlxfn import blas, cachedir, jit
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or blas._has_cuda(), reason="MLX compiles to files on a Linux CPU only"
@@ -52,6 +52,30 @@ def test_kernels_are_published_whole_and_found_by_the_next_process(tmp_path):
         + "print([p.name for p in folder.rglob('*.cpp')])"
     )
     assert run(code, tmp_path).strip() == "[]"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "link", "foreign"])
+def test_a_damaged_or_foreign_kernel_is_never_loaded_and_made_anew(tmp_path, damage):
+    """A library cut short ends every later run with a bus error; a planted one runs its code."""
+    run(COMPILE, tmp_path)
+    (kernel,) = kernels(tmp_path)
+    good = kernel.read_bytes()
+    bad = {"cut": good[:-1], "empty": b"", "zeros": good[:-64] + bytes(64)}.get(damage, good)
+    kernel.unlink()
+    if damage == "link":
+        (tmp_path / "planted.so").write_bytes(good)
+        kernel.symlink_to(tmp_path / "planted.so")
+    else:
+        kernel.write_bytes(bad)
+    if damage == "foreign":
+        if os.getuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(kernel, 65534, 65534)
+    assert not cachedir.sound(kernel)
+    code = COMPILE.replace("print(mlxfn.jit.setup())", "print(*mlxfn.jit.setup().rglob('*.so'))")
+    assert run(code, tmp_path).split() == []
+    (again,) = kernels(tmp_path)
+    assert cachedir.sound(again)
 
 
 def test_a_process_that_is_killed_publishes_nothing(tmp_path):

@@ -315,3 +315,16 @@ def test_the_commit_of_the_working_folder_is_known(tmp_path):
     assert not first["changed"]
     (tmp_path / "code.py").write_text("2")
     assert git_commit(tmp_path) == {"commit": first["commit"], "changed": True}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", ["", "checkpoints", "events.jsonl", "run.lock"])
+@pytest.mark.parametrize("mode", ["resume", "fresh"])
+def test_a_run_of_another_user_is_refused(tmp_path, name, mode):
+    """Its owner could exchange what is written or read at any moment."""
+    run = with_run(tmp_path / "run")
+    for own in (run.checkpoints, run.events, run.lock):
+        own.mkdir(exist_ok=True) if own.suffix == "" else own.touch()
+    os.chown(run.path / name, 65534, 65534)
+    with pytest.raises(RunDirError, match="belongs to another user"), open_run(run.path, mode=mode):
+        pass
