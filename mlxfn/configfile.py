@@ -183,7 +183,7 @@ def _read(path: Path) -> dict[str, Any]:
     parse: Callable[[str], Any] = _yaml if path.suffix in {".yaml", ".yml"} else tomllib.loads
     try:
         table = parse(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"the configuration is not valid {path.suffix.lstrip('.').upper() or 'TOML'}",
             where=path,
