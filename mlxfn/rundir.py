@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from mlxfn.files import atomic_write, json_text, open_regular, sweep, utf8, writ
 from mlxfn.sinks.jsonl import cut_back, cut_to
 
 Mode = Literal["new", "resume", "fresh"]
+
+_PATIENCE_S = 0.5  # until a run directory that is held is refused
 
 _FILES = ("events.jsonl", "report.json", "report.html", "environment.json", "config.toml")
 _HEADING = """\
@@ -270,7 +273,7 @@ def _lock(run: RunDir) -> int:
     """Return the descriptor that holds the lock; closing it, or dying, gives the lock back."""
     fd = open_regular(run.lock, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _wait_for_lock(fd)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     except BlockingIOError as error:
@@ -281,6 +284,21 @@ def _lock(run: RunDir) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _wait_for_lock(fd: int) -> None:
+    # A process that was just killed, or a program that it was just starting, holds its files for
+    # a moment longer: the one that continues the run must not be refused for that.
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PATIENCE_S / 20)
+        else:
+            return
 
 
 def _held(run: RunDir, holder: bytes) -> RunDirError:

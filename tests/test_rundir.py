@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,18 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
         process.communicate()
     with open_run(path, mode="resume") as run:
         assert run.lock.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_that_is_about_to_be_given_back_is_waited_for(tmp_path):
+    """What a killed process was just starting holds its files for a moment after its end."""
+    run = with_run(tmp_path / "run")
+    held = os.open(run.lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    timer = threading.Timer(0.05, os.close, [held])
+    timer.start()
+    with open_run(run.path, mode="resume") as again:
+        assert again == run
+    timer.join()
 
 
 def test_one_process_cannot_hold_it_twice(tmp_path):

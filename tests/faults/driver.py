@@ -66,9 +66,11 @@ class Bench:
     Args:
         folder: Where everything goes.
         settings: The settings of every run.
+        seconds: How long new runs are begun.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
         self.folder = folder
         self.settings = settings
         self.errors = folder / "errors.txt"
@@ -190,7 +192,7 @@ def kill(bench: Bench, count: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     with compared(bench) as (whole, seconds):
         for number in range(10**9):
-            if tally["kills"] >= count:
+            if tally["kills"] >= count or time.monotonic() > bench.deadline:
                 break
             run = bench.folder / f"run-{number}"
             again = True
@@ -230,6 +232,8 @@ def stop(bench: Bench, count: int, seed: int) -> dict[str, Any]:
     longest, rng = 0.0, random.Random(seed)
     with compared(bench) as (whole, seconds):
         for number in range(count * len(SIGNALS)):
+            if time.monotonic() > bench.deadline:
+                break
             sent = SIGNALS[number % len(SIGNALS)]
             run = bench.folder / f"run-{number}"
             pid = bench.start(run)
@@ -285,11 +289,12 @@ def main() -> int:
     parser.add_argument("campaign", choices=["kill", "stop", "resume"])
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no run after these")
     given = parser.parse_args()
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         raise SystemExit("this process has threads already: forking it is not safe")
     campaign = {"kill": kill, "stop": stop, "resume": resume}[given.campaign]
-    bench = Bench(given.folder, LONG if given.campaign == "resume" else SHORT)
+    bench = Bench(given.folder, LONG if given.campaign == "resume" else SHORT, given.seconds)
     tally = campaign(bench, given.count, given.seed)
     print(json.dumps({"campaign": given.campaign, "seed": given.seed, **tally}))
     return 1 if tally["wrong"] or tally["errors"] else 0
