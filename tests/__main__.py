@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
         "format": ["ruff", "format", "--check", "."],
         "lint": ["ruff", "check", "."],
         "types": ["pyright", "--pythonpath", sys.executable],
-        "docs": ["mkdocs", "build", "--strict", "--quiet"],
+        # without --quiet, which would swallow the warnings that it is to fail on
+        "docs": ["mkdocs", "build", "--strict"],
         "tests": ["pytest", "-n", str(WORKERS), *arguments],
     }
     failed = [name for name, command in commands.items() if not _passes(name, command)]
