@@ -10,6 +10,7 @@ the losses that the tools print are not defined alike.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -35,9 +36,6 @@ from mlxfn.models.lora import lora
 TARGETS = ["q_proj", "v_proj"]
 KEYS = [f"self_attn.{name}" for name in TARGETS]  # the same modules, as mlx-lm names them
 MLX_LM = [sys.executable, "-m", "mlx_lm"]
-# mlx-lm unchanged, started in a process in which mlxfn has put OpenBLAS in place.
-START_FAST = "import runpy, mlxfn; runpy.run_module('mlx_lm', run_name='__main__')"
-MLX_LM_FAST = [sys.executable, "-c", START_FAST]
 
 
 class Measured(NamedTuple):
@@ -60,7 +58,7 @@ def main() -> None:
         contenders = {
             "mlxfn": mlxfn_command(options, room),
             "mlx-lm, its own BLAS": mlx_lm_command(options, room, MLX_LM, "plain"),
-            "mlx-lm, same BLAS": mlx_lm_command(options, room, MLX_LM_FAST, "fast"),
+            "mlx-lm, same BLAS": mlx_lm_command(options, room, with_fast_blas(options), "fast"),
         }
         runs: dict[str, list[Measured]] = {name: [] for name in contenders}
         for turn in range(options.rounds + 1):
@@ -168,6 +166,16 @@ def mlx_lm_command(
     path = room / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return [*start, "lora", "--config", str(path)]
+
+
+def with_fast_blas(options: argparse.Namespace) -> list[str]:
+    """Return the start of mlx-lm, unchanged, in a process whose BLAS mlxfn has set up.
+
+    The library and its number of threads are then those that mlxfn itself computes with.
+    """
+    width = json.loads((Path(options.model) / "config.json").read_text())["hidden_size"]
+    code = f"import runpy, mlxfn; mlxfn.blas.suit_threads({width}); "
+    return [sys.executable, "-c", code + "runpy.run_module('mlx_lm', run_name='__main__')"]
 
 
 def measure(command: list[str], room: Path) -> Measured:
