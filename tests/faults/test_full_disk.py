@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_synced_is_told_apart_from_a_failed_save(tmp_pat
 
 def test_a_log_is_cut_back_to_what_it_was_when_the_state_was_saved(tmp_path):
     """By bytes, not by numbers: what was told after the save of an update is told again."""
-    config = small_config(tmp_path)
+    config = small_config(tmp_path, checkpoint__keep_last_n=100)
     mf.train(config)
     log = tmp_path / "events.jsonl"
     before = log.read_bytes()
@@ -174,7 +174,8 @@ def test_a_log_is_cut_back_to_what_it_was_when_the_state_was_saved(tmp_path):
     for path in sorted((tmp_path / "checkpoints").iterdir()):
         if path.name > "step-00000006.npz":
             path.unlink()
-    mf.train(config, mode="resume")
+    assert mf.train(config, mode="resume").steps == 12
+    assert [e["resumed"] for e in read_events(log) if e["event"] == "start"] == [False, True]
     assert not [e for e in read_events(log) if e.get("kind") == "nonfinite"]
     assert [e["update"] for e in read_events(log) if e["event"] == "step"] == list(range(1, 13))
 

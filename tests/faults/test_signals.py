@@ -244,6 +244,15 @@ def test_a_terminal_that_is_closed_stops_the_run_which_saves(tmp_path):
     assert last == f"step-{updates(tmp_path):08d}.npz"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_message_that_cannot_be_written_does_not_change_the_exit_code():
+    """The terminal it is for may be gone; the exit code of the stop has to be right all the same."""
+    program = "from mlxfn_cli import render; render.note('saved'); raise SystemExit(129)"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stderr=full, check=False)
+    assert done.returncode == 129
+
+
 def test_a_run_outlives_its_parent_and_the_pipe_to_it(tmp_path):
     """A notebook that crashes takes nothing with it: no reader, no parent, no signal."""
     line = " ".join([*PROGRAM, "train", str(written(tmp_path))])
