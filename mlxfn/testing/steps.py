@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -78,36 +79,52 @@ def accumulation_is_independent_of_the_split(
 
 
 def step_is_pure(
-    step: StepFn, state: TrainState, batches: Sequence[Batch], *, watched: Tree = None
+    step: StepFn,
+    state: TrainState,
+    batches: Sequence[Batch],
+    *,
+    watched: Callable[[], Tree] = dict,
 ) -> float:
     """A step changes nothing it was given and gives the same twice, also after one that raised.
 
-    The call that raises in between has labels of a wrong shape, so it fails in the middle of its
-    trace, when the parameters are inside the model.
+    The calls that raise in between fail in the middle of their traces: one inside the model, while
+    the parameters are in it, and one in the loss.
 
     Args:
         step: The step.
         state: Any state.
         batches: The micro-batches of an update.
-        watched: What else must stay: the parameters of the modules that the loss runs, say.
+        watched: Returns what else must stay as it is now: ``module.parameters`` of the module
+            that the loss runs, say.
 
     Raises:
         LawError: The state, the batches, what is watched or the result changed.
     """
-    given = {"state": tree.lower(state), "batches": list(batches), "watched": watched or {}}
-    before, identities = copied(given), _identities(watched or {})
+    given = {"state": tree.lower(state), "batches": list(batches)}
+    places = dict(tree.leaves(watched()))
+    # An array that sits in several places is looked at once.
+    watching = {str(id(leaf)): leaf for leaf in places.values()}
+    before, content = copied(given), copied(watching)
     first = _result(step(state, batches))
-    _check_untouched(given, before, watched, identities, "a step")
-    wrong = [b._replace(labels=mx.pad(b.labels, [(0, 0), (0, 1)])) for b in batches]
-    try:
-        mx.eval(_result(step(state, wrong)))
-    except Exception:  # noqa: BLE001 - whatever it raises, nothing may have changed
-        what = "a step that raised"
-    else:
-        what = "a step with labels of another shape"
-    _check_untouched(given, before, watched, identities, what)
+    mx.eval(first)
+    _check_untouched("a step", given, before, watched, places)
+    for what, wrong in _unusable(batches).items():
+        with contextlib.suppress(Exception):  # whatever it raises, nothing may have changed
+            mx.eval(_result(step(state, wrong)))
+        _check_untouched(f"a step with {what}", given, before, watched, places)
+    same("a step wrote into the arrays of the model", watching, content)
     second = _result(step(state, batches))
     return same("the same step with the same state gives another result", second, first)
+
+
+def _unusable(batches: Sequence[Batch]) -> dict[str, list[Batch]]:
+    """Return batches that fail in the model, which takes ids, and behind it, in the loss."""
+    return {
+        "tokens that are no ids": [b._replace(tokens=b.tokens.astype(mx.float32)) for b in batches],
+        "labels of another shape": [
+            b._replace(labels=mx.pad(b.labels, [(0, 0), (0, 1)])) for b in batches
+        ],
+    }
 
 
 def _result(returned: tuple[TrainState, StepMetrics]) -> Tree:
@@ -115,14 +132,15 @@ def _result(returned: tuple[TrainState, StepMetrics]) -> Tree:
     return {"state": tree.lower(state), "metrics": metrics}
 
 
-def _identities(watched: Tree) -> dict[str, int]:
-    return {name: id(leaf) for name, leaf in tree.leaves(watched)}
-
-
 def _check_untouched(
-    given: Tree, before: Tree, watched: Tree, identities: dict[str, int], what: str
+    what: str,
+    given: Tree,
+    before: Tree,
+    watched: Callable[[], Tree],
+    places: dict[str, mx.array],
 ) -> None:
-    swapped = [n for n, leaf in tree.leaves(watched or {}) if id(leaf) != identities[n]]
+    now = dict(tree.leaves(watched()))
+    swapped = [name for name in places if now.get(name) is not places[name]]
     require(not swapped, f"{what} left other arrays in the model", at=", ".join(swapped[:3]))
     same(f"{what} changed what it was given", given, before)
 

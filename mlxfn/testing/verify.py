@@ -56,7 +56,7 @@ def verify(job: Job) -> Iterator[Fact]:
         One fact for each law. All of them hold for a run that can be trusted.
     """
     adapter, base = job.adapter, flatten(job.model.module.parameters())
-    before = snapshot(base)
+    before = _of_modules(job)
     params = waken(adapter.params)
     batch = sample(job.train.rows, vocab_size=job.model.vocab_size)
     near = TOLERANCES[compute_dtype(job.model.module)]
@@ -66,8 +66,14 @@ def verify(job: Job) -> Iterator[Fact]:
     yield verify_masks(job.config, job.model.tokenizer, job.train.rows)
     yield _exported(adapter, params, batch, near)
     untouched = laws.base_is_untouched
-    detail = f"{len(base)} arrays, after all of the above"
-    yield fact("the base is untouched", untouched, before, snapshot(base), detail=detail)
+    detail = f"{len(before)} arrays of the base and of its clone, after all of the above"
+    yield fact("the model is untouched", untouched, before, _of_modules(job), detail=detail)
+
+
+def _of_modules(job: Job) -> dict[str, tuple[int, int]]:
+    """Return which arrays sit in the modules now, and their checksums."""
+    modules = {"base": job.model.module.parameters(), "clone": job.adapter.module.parameters()}
+    return snapshot(flatten(modules))
 
 
 def sample(rows: Rows, *, vocab_size: int, count: int = 4, longest: int = 128) -> Batch:

@@ -16,6 +16,8 @@ from mlxfn.losses import causal_lm_loss, cross_entropy
 from mlxfn.models.clone import clone_module
 from mlxfn.models.export import export_mlx_lm
 from mlxfn.state import IGNORED, Batch, Weighted
+from mlxfn.step import init_state, make_step
+from mlxfn.testing import LawError, laws
 from mlxfn.testing import verify as verification
 from mlxfn.testing.pieces import Pieces, verify_pieces
 from mlxfn.testing.toys import bigrams, context, context_params, table
@@ -164,6 +166,23 @@ def test_an_adapter_that_forgot_to_freeze_is_found(freeze):
         assert "weights of the base are trained" in facts[0].detail
 
 
+def test_a_model_that_keeps_its_tracers_after_an_error_is_found():
+    """Whoever uses the model next crashes, far from the line that is to blame."""
+    module = clone_module(tiny_model().module).unfreeze()
+
+    def apply(params, batch, key):
+        before = module.parameters()
+        module.update(params)
+        logits = module(batch.tokens)
+        module.update(before)  # not in a finally
+        return cross_entropy(logits, batch.labels)
+
+    step = make_step(apply, TX, compiled=False)
+    state = init_state(tree_unflatten(tree_flatten(module.parameters())), TX)
+    with pytest.raises(LawError, match="tokens that are no ids left other arrays in the model"):
+        laws.step_is_pure(step, state, [RAGGED], watched=module.parameters)
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """A run on a small model and prompts with completions, ready to begin."""
@@ -199,6 +218,18 @@ def test_of_a_whole_run_only_the_planted_error_is_broken(job):
     loader = Loader(rows, 2, vocab_size=job.model.vocab_size, max_seq_length=64)
     facts = list(verify(attrs.evolve(job, train=loader)))
     assert broken(facts) == {"the masks learn the answers"}
+
+
+def test_a_base_that_is_written_into_is_found(job, monkeypatch):
+    """The base is shared by every adapter: whatever writes into it changes them all."""
+
+    def writing(adapter, params, folder):
+        weight = adapter.model.module["model"]["norm"]["weight"]
+        weight[0] = weight[0] + 1
+        return export_mlx_lm(adapter, params, folder)
+
+    monkeypatch.setattr(verification, "export_mlx_lm", writing)
+    assert "the model is untouched" in broken(verify(job))
 
 
 def test_an_export_with_a_wrong_scale_is_found(job, monkeypatch):
