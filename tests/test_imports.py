@@ -36,6 +36,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "data.records",
         "data.prepare",
         "data.store",
+        "data.hub",
         "data.doctor",
         "data.page",
         "models.load",

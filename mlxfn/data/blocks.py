@@ -12,9 +12,9 @@ import numpy as np
 
 from mlxfn.errors import DataError
 
-BLOCK = 256 << 10  # bytes under one checksum
-_PAGES = 64 << 10  # bytes that the system maps around a place that is touched
-_KEPT = 64 << 20  # bytes of a file that may stay mapped in
+BLOCK = 64 << 10  # bytes under one checksum
+_PAGES = 2 << 20  # bytes that the system may map around a place that is touched
+_KEPT = 32 << 20  # bytes of a file that may stay mapped in
 
 
 class BlockWriter:
@@ -104,7 +104,7 @@ class Mapped:
         if not self._checked[first:last].all():
             for block in range(first, last):
                 self._check(block)
-        self._release(max((stop - start) * item, _PAGES))
+        self._release((stop - start) * item + _PAGES)
         return self.array[start:stop]
 
     def take(self, indices: np.ndarray) -> np.ndarray:
@@ -117,12 +117,12 @@ class Mapped:
             if zlib.crc32(data) != self._checks[block]:
                 raise damaged(self.path, f"other bytes than were written, in block {block}")
             self._checked[block] = True
-            self._release(BLOCK)
+            self._release(BLOCK + _PAGES)
 
     def _release(self, touched: int) -> None:
         """Give pages back now and then: an epoch touches all of a file that may be larger than memory."""
         self._touched += touched
-        if self._touched > _KEPT and self._map is not None:
+        if self._map is not None and self._touched > _KEPT < len(self._bytes):
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
 

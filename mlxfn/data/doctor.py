@@ -13,6 +13,7 @@ import numpy as np
 from mlxfn.data.buckets import choose_buckets
 from mlxfn.data.encode import Codec, EncodedRow, EncodeOptions, Outcome, encode_many
 from mlxfn.data.formats import Chat, Completion, Example, Ids, Text, column_names, detect, parse
+from mlxfn.data.hub import is_dataset, load_splits
 from mlxfn.data.order import Order
 from mlxfn.data.pack import pack
 from mlxfn.data.problems import Findings, Problem, senseless
@@ -111,13 +112,19 @@ def examine(
     seen: dict[str, set[bytes]] = {}
     splits: dict[str, SplitHealth] = {}
     problems: list[Problem] = []
-    for name, files in find_splits(source).items():
+    for name, records in _scanned(source).items():
         ward = _Ward(name, tokenizer, options, seen, samples)
-        ward.look(scan_records(files))
+        ward.look(records)
         splits[name] = ward.health(batch_size)
         problems += ward.conclusions()
         seen[name] = ward.rows
     return Diagnosis(splits, tuple(sorted(problems, key=lambda p: p.severity != "error")))
+
+
+def _scanned(source: Source) -> dict[str, Iterable[Record | DataError]]:
+    if is_dataset(source):
+        return {name: split.records() for name, split in load_splits(str(source)).items()}
+    return {name: scan_records(files) for name, files in find_splits(source).items()}
 
 
 class _Ward:

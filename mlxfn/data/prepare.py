@@ -14,6 +14,7 @@ import attrs
 
 from mlxfn.cachedir import private_cache
 from mlxfn.data.encode import EncodeOptions, LossOn, Overlong
+from mlxfn.data.hub import HubSplit, is_dataset, load_splits
 from mlxfn.data.keys import content_of, store_key, tokenizer_fingerprint
 from mlxfn.data.record import Record
 from mlxfn.data.records import Source, find_splits, read_records
@@ -41,6 +42,11 @@ class Reader:
     files: tuple[Path, ...]
     records: Callable[[], Iterator[Record]]
     part: tuple[str, float] = ("whole", 0.0)  # which part of the files, by valid_fraction
+    data: HubSplit | None = None  # instead of files
+
+    def content(self, folder: Path) -> str:
+        """Return what identifies the rows; the hashes of files are remembered in a folder."""
+        return self.data.fingerprint if self.data else content_of(self.files, folder / "contents")
 
 
 def encode_splits(
@@ -60,7 +66,8 @@ def encode_splits(
     """Read and encode the splits of a data set.
 
     Args:
-        source: Folder, file, or list of files; see ``find_splits``.
+        source: Folder, file, or list of files, see ``find_splits``; or a saved data set, or the
+            name of one on the hub.
         tokenizer: A Hugging Face tokenizer, or mlx-lm's wrapper of one.
         format: auto, messages, completions, text or tokens.
         columns: Names of the columns where they differ, e.g. ``{"prompt": "question"}``.
@@ -101,13 +108,13 @@ def encode_splits(
 def _encoded(
     name: str, reader: Reader, tokenizer: Any, options: EncodeOptions, cache: str | Path
 ) -> Split:
-    folder = _cache_folder(cache, reader.files)
+    folder = _cache_folder(cache, reader)
     fingerprint = tokenizer_fingerprint(tokenizer) if folder else None
     if folder is None or fingerprint is None:
         return Split(*encode_split(reader.records(), tokenizer, options, name=name))
     settings = {**attrs.asdict(options), "split": name, "part": reader.part}
     try:
-        content = content_of(reader.files, folder / "contents")
+        content = reader.content(folder)
     except OSError:  # reading the rows says what is wrong, and where
         return Split(*encode_split(reader.records(), tokenizer, options, name=name))
     key = store_key(content, fingerprint, settings)
@@ -115,7 +122,7 @@ def _encoded(
     def build(writer: StoreWriter) -> None:
         tally = Tally(name)
         writer.write(outcomes(reader.records(), tokenizer, options, tally))
-        if content_of(reader.files, folder / "contents") != content:
+        if reader.content(folder) != content:
             raise DataError(
                 "the data changed while it was read",
                 where=", ".join(str(path) for path in reader.files),
@@ -129,34 +136,37 @@ def _encoded(
     return Split(rows, rows.report)
 
 
-def _cache_folder(cache: str | Path, files: Sequence[Path]) -> Path | None:
-    """Return where the tokens of these files are kept; None: nowhere."""
+def _cache_folder(cache: str | Path, reader: Reader) -> Path | None:
+    """Return where the tokens of a split are kept; None: nowhere."""
     if cache == "off":
         return None
     if cache != "auto":
         return Path(cache).expanduser()
     try:
-        size = sum(path.stat().st_size for path in files)
+        size = sum(path.stat().st_size for path in reader.files)
     except OSError:
         return None
-    return private_cache("data") if size >= WORTH_KEEPING else None
+    return private_cache("data") if reader.data or size >= WORTH_KEEPING else None
 
 
 def _readers(source: Source, valid_fraction: float) -> dict[str, Reader]:
     """Return how to read each split, with valid taken from train if asked for."""
-    files = find_splits(source)
-    if valid_fraction and "valid" in files:
+    if is_dataset(source):
+        splits = load_splits(str(source))
+        readers = {name: Reader((), split.records, data=split) for name, split in splits.items()}
+    else:
+        readers = {
+            name: Reader(tuple(paths), lambda paths=paths: _at_least_one(paths))
+            for name, paths in find_splits(source).items()
+        }
+    if valid_fraction and "valid" in readers:
         raise DataError(
             "there is a validation file, and valid_fraction asks for one from train",
-            where=files["valid"][0],
+            where=readers["valid"].files[0] if readers["valid"].files else source,
             got=f"valid_fraction = {valid_fraction}",
             remedy="set data.valid_fraction to 0, or remove the file",
         )
-    readers = {
-        name: Reader(tuple(paths), lambda paths=paths: _at_least_one(paths))
-        for name, paths in files.items()
-    }
-    if valid_fraction and "train" in files:
+    if valid_fraction and "train" in readers:
         whole = readers["train"]
         # Once for both parts, and only when one of them has to be read.
         check = remember(lambda: _check_fraction(whole.records(), valid_fraction))
@@ -173,7 +183,7 @@ def _part(whole: Reader, name: str, fraction: float, check: Callable[[], None]) 
             if (share(record.value) < fraction) == (name == "valid"):
                 yield record
 
-    return Reader(whole.files, records, (name, fraction))
+    return Reader(whole.files, records, (name, fraction), whole.data)
 
 
 def _at_least_one(paths: Sequence[Path]) -> Iterator[Record]:

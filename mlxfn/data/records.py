@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from mlxfn.data.hub import read_parquet
 from mlxfn.data.record import Record, shorten
 from mlxfn.errors import DataError
 
 Source = str | Path | Sequence[str | Path]
 """A file, a folder, or several files."""
 
-SUFFIXES = (".jsonl", ".jsonl.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 LONGEST_LINE = 16 << 20  # bytes: more in one row is a file without line ends
 DEEPEST = 100  # lists and objects inside each other
@@ -28,7 +29,7 @@ def find_splits(source: Source) -> dict[str, list[Path]]:
     """Find the files of each split.
 
     In a folder a split is ``NAME.jsonl``, its shards ``NAME-*.jsonl``, or the files of a folder
-    ``NAME/``, each also with ``.gz``; NAME is train, valid or validation, test. A single file or
+    ``NAME/``, each also with ``.gz`` or as ``.parquet``; NAME is train, valid or validation, test. A single file or
     a list of files is ``train``.
 
     Args:
@@ -88,7 +89,7 @@ def read_records(source: Source) -> Iterator[Record]:
     r"""Yield every record of the files, in file order; blank lines are skipped.
 
     Args:
-        source: A ``.jsonl`` or ``.jsonl.gz`` file, a folder of them, or a list of files.
+        source: A ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, a folder of them, or a list of files.
 
     Yields:
         One record per line, with its file and line number.
@@ -120,7 +121,7 @@ def scan_records(source: Source) -> Iterator[Record | DataError]:
         DataError: A file cannot be read, or changes meanwhile.
     """
     for path in files_in(source):
-        yield from _scan_file(path)
+        yield from read_parquet(path) if path.suffix == ".parquet" else _scan_file(path)
 
 
 def _scan_file(path: Path) -> Iterator[Record | DataError]:
@@ -264,7 +265,9 @@ def _files_of_split(folder: Path, names: Sequence[str]) -> list[Path]:
 def _named(folder: Path, name: str) -> list[Path]:
     inside = _jsonl_files(folder / name) if (folder / name).is_dir() else []
     beside = [
-        path for path in _jsonl_files(folder) if path.name.startswith((f"{name}.jsonl", f"{name}-"))
+        path
+        for path in _jsonl_files(folder)
+        if path.name.startswith((f"{name}.jsonl", f"{name}.parquet", f"{name}-"))
     ]
     return beside + inside
 

@@ -1,0 +1,197 @@
+"""What the data path costs: how it grows with the rows, and what padding it saves.
+
+``python benchmarks/data.py scale`` builds stores of synthetic rows and opens them again, each in
+a process of its own, and prints how build rate, start, memory and restore grow.
+``python benchmarks/data.py padding`` prints the padding of lognormal lengths for buckets and packs.
+``python benchmarks/data.py train`` trains on such rows with mlxfn and with ``mlx_lm lora``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxfn.assemble import locate
+from mlxfn.data.buckets import bucket_for, choose_buckets
+from mlxfn.data.cursor import Loader
+from mlxfn.data.encode import EncodeOptions
+from mlxfn.data.order import Order
+from mlxfn.data.pack import pack
+from mlxfn.data.record import Record
+from mlxfn.data.rows import outcomes
+from mlxfn.data.store import StoredRows, StoreWriter, open_or_build
+from mlxfn.data.tally import Tally
+
+VOCAB, LIMIT, BATCH = 32_000, 512, 8
+MB = 1e6 if sys.platform == "darwin" else 1e3  # units of ru_maxrss in a megabyte
+
+
+def lognormal(count: int, *, median: float, sigma: float, seed: int = 0) -> np.ndarray:
+    """Return lengths, int64 [count], from 2 to 512."""
+    random = np.random.default_rng([seed])
+    return random.lognormal(np.log(median), sigma, count).astype(np.int64).clip(2, LIMIT)
+
+
+def memory() -> float:
+    """Return the peak of the resident memory of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+
+
+def resident() -> float:
+    """Return the resident memory now, in MB; the peak where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return memory()
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def synthetic(count: int) -> Iterator[Record]:
+    """Yield rows of ids, a block of lengths in memory at a time."""
+    line = 0
+    for start in range(0, count, 10_000):
+        size = min(10_000, count - start)
+        lengths = lognormal(size, median=20, sigma=0.6, seed=start)
+        ids = np.random.default_rng([1, start]).integers(0, VOCAB, int(lengths.sum())).tolist()
+        end = 0
+        for length in lengths.tolist():
+            line, end = line + 1, end + length
+            yield Record({"input_ids": ids[end - length : end]}, "synthetic", line)
+
+
+def build(folder: Path, count: int) -> dict[str, Any]:
+    """Build a store and say what it took."""
+    import mlx_lm.utils
+
+    tokenizer = mlx_lm.utils.load_tokenizer(Path(locate("default", "model")))
+    baseline = memory()
+
+    def write(writer: StoreWriter) -> None:
+        tally = Tally("train")
+        writer.write(outcomes(synthetic(count), tokenizer, EncodeOptions(), tally))
+        writer.finish(lambda lengths: tally.report(lengths, LIMIT), "rows")
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    rows = open_or_build(folder, "rows", write)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {"rows/s": count / cpu, "tokens/s": rows.token_count / cpu, "s": wall,
+            "MB": memory(), "over": memory() - baseline}  # fmt: skip
+
+
+def start(folder: Path) -> dict[str, Any]:
+    """Open a store as a run does, and restore a cursor in the middle of a later epoch."""
+    baseline, begin = resident(), time.perf_counter()
+    loader = Loader(
+        StoredRows.open(folder / "rows"), BATCH, vocab_size=VOCAB, max_seq_length=LIMIT, seed=1
+    )
+    padding = loader.report().padding
+    with loader.windows(0, 0, 4) as windows:
+        next(windows)
+    ready = time.perf_counter() - begin
+    restores: list[float] = []
+    for epoch in range(1, 30):
+        begin = time.perf_counter()
+        loader.batch(epoch, loader.batches_per_epoch * epoch // 31)
+        restores.append(time.perf_counter() - begin)
+    begin, some = time.perf_counter(), min(3000, loader.batches_per_epoch)
+    most = 0.0
+    for position in range(some):
+        loader.batch(40, position)
+        most = max(most, resident()) if position % 50 == 0 else most
+    per_batch = (time.perf_counter() - begin) / some
+    return {"start_s": ready, "restore_ms": 1e3 * max(restores), "batch_ms": 1e3 * per_batch,
+            "MB": memory(), "over": most - baseline, "padding": padding}  # fmt: skip
+
+
+def scale(options: argparse.Namespace) -> None:
+    """Print how the costs grow."""
+    print(f"lengths lognormal, median 20, sigma 0.6; batches of {BATCH}; a process for each figure")
+    print("| rows | build rows/s of one core | build s | build MB (over the start) | store GB "
+          "| start s | restore ms, worst of 29 | ms a batch | MB (over the start) |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for count in options.rows:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            made = in_a_process("build", folder, count)
+            used = in_a_process("start", folder)
+            size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        print(f"| {count:,} | {made['rows/s']:,.0f} | {made['s']:.1f} "
+              f"| {made['MB']:.0f} ({made['over']:.0f}) | {size / 1e9:.2f} "
+              f"| {used['start_s']:.2f} | {used['restore_ms']:.1f} | {used['batch_ms']:.2f} "
+              f"| {used['MB']:.0f} ({used['over']:.0f}) |", flush=True)  # fmt: skip
+
+
+def in_a_process(what: str, *words: object) -> dict[str, Any]:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, what, *map(str, words)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def padding(_: argparse.Namespace) -> None:
+    """Print the padding of lognormal lengths."""
+    print("| sigma | lengths, median / mean / longest | 8 buckets | best 8 lengths there are "
+          "| lengths needed for 12% | packed |\n|---|---|---|---|---|---|")  # fmt: skip
+    for sigma in (0.3, 0.4, 0.5, 0.6, 0.8, 1.0):
+        lengths = lognormal(20_000, median=60, sigma=sigma)
+        shares = {count: share(lengths, count) for count in (8, 10, 12, 14, 16, 20, 24)}
+        needed = next((count for count, part in shares.items() if part <= 0.12), None)
+        sizes = pack(lengths, LIMIT).sizes
+        packed = share(sizes, 8, tokens=int(lengths.sum()))
+        print(f"| {sigma} | {np.median(lengths):.0f} / {lengths.mean():.0f} / {lengths.max()} "
+              f"| {shares[8]:.1%} | {least(lengths):.1%} | {needed} | {packed:.1%} |")  # fmt: skip
+
+
+def share(sizes: np.ndarray, count: int, tokens: int | None = None) -> float:
+    """Return the padding of an epoch of batches with at most ``count`` lengths."""
+    buckets = choose_buckets(sizes, LIMIT, count)
+    held = bucket_for(sizes, buckets)
+    positions = int(np.dot(Order.of(held, BATCH).batch_buckets(), np.unique(held))) * BATCH
+    return 1 - (int(sizes.sum()) if tokens is None else tokens) / positions
+
+
+def least(lengths: np.ndarray, count: int = 8) -> float:
+    """Return the least padding with ``count`` lengths of any kind: no batches, no multiples of 8."""
+    tops, rows = np.unique(lengths, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(rows)])
+    cost = (before[None, 1:] - before[:-1, None]) * tops[None, :].astype(float)
+    cost[np.tril_indices(len(tops), -1)] = np.inf
+    best = cost[0]
+    for _ in range(count - 1):
+        best = np.minimum(best, (np.append(np.inf, best[:-1])[:, None] + cost).min(axis=0))
+    return 1 - lengths.sum() / best[-1]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    modes = parser.add_subparsers(dest="mode", required=True)
+    mode = modes.add_parser("scale")
+    mode.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
+    mode.add_argument("--folder", default=None, help="where the stores are built")
+    mode = modes.add_parser("padding")
+    mode = modes.add_parser("build")
+    mode.add_argument("folder", type=Path)
+    mode.add_argument("count", type=int)
+    modes.add_parser("start").add_argument("folder", type=Path)
+    options = parser.parse_args()
+    if options.mode == "build":
+        print(json.dumps(build(options.folder, options.count)))
+    elif options.mode == "start":
+        print(json.dumps(start(options.folder)))
+    else:
+        {"scale": scale, "padding": padding}[options.mode](options)
+
+
+if __name__ == "__main__":
+    main()
