@@ -94,7 +94,7 @@ def _loaded(source: str | Path) -> Any:
 
 def _datasets(source: object) -> Any:
     try:
-        import datasets  # late: an extra, and it takes a second
+        import datasets  # pyright: ignore[reportMissingImports]  # late: an extra, and slow
     except ImportError as error:
         raise ConfigError(
             "data sets and parquet files need the hub extra",
@@ -112,7 +112,8 @@ def read_parquet(path: Path) -> Iterator[Record]:
         DataError: The file cannot be read.
     """
     _datasets(path)
-    from pyarrow import ArrowException, parquet  # comes with datasets
+    # Comes with datasets.
+    from pyarrow import ArrowException, parquet  # pyright: ignore[reportMissingImports]
 
     number = 0
     try:
