@@ -138,7 +138,7 @@ def _(event: events.Start, plan: Plan) -> str:
 def _(event: events.Step, plan: Plan) -> str:
     return (
         f"update  {_at(event, plan)}  epoch {event.epoch + 1}  loss {event.loss:.4f}  "
-        f"lr {rate(event.learning_rate)}  norm {event.grad_norm:.3f}  "
+        f"lr {rate(event.lr)}  norm {event.grad_norm:.3f}  "
         f"tok/s {event.tokens_per_s:.0f}  memory {memory(event.peak_memory_gb)}"
     )
 

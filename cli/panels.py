@@ -107,7 +107,7 @@ class Live:
         return Text.assemble(
             f"loss {self.step.loss:.4f} ",
             (arrow, colour),
-            f"  lr {rate(self.step.learning_rate)}",
+            f"  lr {rate(self.step.lr)}",
             f"  norm {self.step.grad_norm:.2f}",
             f"  {self.step.tokens_per_s:,.0f} tok/s",
             f"  {memory(self.step.memory_gb)}, peak {memory(self.step.peak_memory_gb)}",

@@ -30,7 +30,7 @@ class Step(Event):
 
     loss: float  # mean over the label tokens of the update
     grad_norm: float  # before clipping
-    learning_rate: float
+    lr: float  # learning rate
     tokens: int  # label tokens of the update
     rows: int
     finite: bool

@@ -124,7 +124,7 @@ def summarize(events: Sequence[Event], *, run_dir: str) -> Report:
 
 
 _ENTRIES = {
-    "step": ("loss", "grad_norm", "learning_rate", "tokens", "rows"),
+    "step": ("loss", "grad_norm", "lr", "tokens", "rows"),
     "eval": ("loss", "perplexity", "tokens"),
     "epoch": ("train_loss",),
 }
@@ -202,7 +202,7 @@ def _curves(history: Sequence[Event]) -> list[str]:
             Series("train", _points(history, "step", "loss")),
             Series("validation", _points(history, "eval", "loss"), "marks"),
         ],
-        "learning rate": [Series("rate", _points(history, "step", "learning_rate"))],
+        "learning rate": [Series("rate", _points(history, "step", "lr"))],
         "gradient norm before clipping": [Series("norm", _points(history, "step", "grad_norm"))],
     }
     return [drawn for title, series in curves.items() if (drawn := chart(title, series))]

@@ -290,7 +290,7 @@ def log(
     told = {
         "loss": float(metrics.loss),
         "grad_norm": float(metrics.grad_norm),
-        "learning_rate": float(metrics.learning_rate),
+        "lr": float(metrics.learning_rate),
         "tokens": int(metrics.weight),
         "rows": window.rows,
     }

@@ -41,7 +41,7 @@ EVENTS = [
         **WHEN,
         loss=math.nan,
         grad_norm=math.inf,
-        learning_rate=1e-4,
+        lr=1e-4,
         tokens=300,
         rows=8,
         finite=False,

@@ -239,7 +239,7 @@ def test_divergence_rolls_back_to_the_best_checkpoint_with_half_the_rate(tmp_pat
     best = [e for e in seen.events[:at] if e["event"] == "eval" and e["best"]][-1]
     assert after["update"] == best["update"] + 1
     first = next(e for e in steps if e["update"] == after["update"])
-    assert after["learning_rate"] == pytest.approx(0.5 * first["learning_rate"], rel=1e-6)
+    assert after["lr"] == pytest.approx(0.5 * first["lr"], rel=1e-6)
     assert [e["rate_factor"] for e in result.history if "rate_factor" in e][:1] == [0.5]
     stop = StopAt(after["update"] + 2)
     again = small_config(tmp_path / "again", monitor__on_divergence="rollback", **EXPLODING)
