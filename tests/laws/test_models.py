@@ -97,7 +97,7 @@ def test_the_gradient_is_the_slope_with_dropout_and_recompute_on(seed, batch, ke
 
 
 @many
-@given(seed=seeds, batch=small_batches(labelled=True).map(lambda b: b), key=keys)
+@given(seed=seeds, batch=batches, key=keys)
 def test_the_toys_of_the_docs_obey_the_laws_too(seed, batch, key):
     """What examples are made of must be right."""
     params = context_params(400, seed=seed)
