@@ -72,6 +72,7 @@ def _forget_inherited() -> None:
     """Take back what a process like this one has set for its own C++ and passed on to us."""
     if Path(os.environ.get("TMPDIR", "")).parent.name.startswith(_KERNELS):
         os.environ["TMPDIR"] = os.environ.get(_TMPDIR_BEFORE, "")  # empty counts as not set
+        tempfile.tempdir = None  # whoever asked before this import was told the wrong folder
     os.environ[_TMPDIR_BEFORE] = os.environ.get("TMPDIR", "")
 
 

@@ -172,7 +172,7 @@ def test_it_can_be_switched_off(tmp_path):
 
 def test_a_process_started_by_another_one_keeps_its_own_temporary_folder(tmp_path):
     """TMPDIR is inherited; Python's tempfile of a child must not write among the kernels."""
-    child = "import mlxfn, tempfile; print(tempfile.gettempdir())"
+    child = "import tempfile; tempfile.gettempdir(); import mlxfn; print(tempfile.gettempdir())"
     parent = f"import mlxfn, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     environment.pop("MLXFN_TMPDIR", None)

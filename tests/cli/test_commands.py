@@ -23,7 +23,7 @@ def finished(tmp_path_factory):
     write_rows(folder / "data" / "test.jsonl", sums(5, offset=200))
     settings = {**SMALL, "train.max_steps": 3, "eval.eval_steps": 2, "checkpoint.save_steps": 1}
     settings["eval.sample_prompts"] = ["3 plus 9?"]
-    settings["optimizer.learning_rate"] = 0.1
+    settings["optimizer.learning_rate"] = 0.2
     settings["schedule.name"] = "constant"
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     (folder / "c.toml").write_text("\n".join(lines))
