@@ -27,10 +27,9 @@ def checkpoints(
     Example: mlxfn checkpoints runs/default --verify
     """
     from mlxfn.checkpoint.store import CheckpointStore
-    from mlxfn.errors import RunDirError
+    from mlxfn.rundir import find_run
 
-    if not run.is_dir():
-        raise RunDirError("there is no such run directory", where=run)
+    run = find_run(run).path
     with CheckpointStore(run / "checkpoints", keep_last_n=1) as store:
         found = _describe(store, _validation(run), verify=verify)
     if json:

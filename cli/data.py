@@ -68,8 +68,9 @@ def _write_page(path: Path, diagnosis: Diagnosis, source: str) -> None:
 
     try:
         atomic_write(path, utf8(page(diagnosis, title=f"mlxfn data: {source}")))
-    except OSError as error:
-        raise ConfigError(f"the page cannot be written: {error.strerror}", where=path) from error
+    except (OSError, ValueError) as error:  # a path without a name, such as ".", is a ValueError
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the page cannot be written: {said}", where=path) from error
 
 
 def _show(diagnosis: Diagnosis, source: str) -> None:

@@ -8,7 +8,6 @@ import sys
 import traceback as traceback_module
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version as installed_version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # rich and mlxfn are imported where they are used: mlxfn --help needs neither the panels nor mlx.
@@ -268,12 +267,13 @@ class Terminal:
 
 def _first_answers(run_dir: str) -> dict[str, str]:
     """Return the answers from before a run's first update, by prompt, from its log."""
+    from mlxfn.files import expand
     from mlxfn.sinks.jsonl import read_events
 
     with contextlib.suppress(OSError):
         return {
             event["prompt"]: event["text"]
-            for event in read_events(Path(run_dir) / "events.jsonl")
+            for event in read_events(expand(run_dir) / "events.jsonl")
             if event.get("event") == "sample" and event.get("when") == "before"
         }
     return {}

@@ -13,11 +13,10 @@ def report(run: args.Run, json: args.Json = False) -> None:
 
     Example: mlxfn report runs/default
     """
-    from mlxfn.errors import RunDirError
     from mlxfn.report import write
+    from mlxfn.rundir import find_run
 
-    if not run.is_dir():
-        raise RunDirError("there is no such run directory", where=run)
+    run = find_run(run).path
     written = write(run)
     if json:
         render.json_value(written)

@@ -16,6 +16,7 @@ import cattrs
 
 from mlxfn.config import Config, sections
 from mlxfn.errors import ConfigError
+from mlxfn.files import utf8
 
 Values = dict[str, Any]
 """Configuration values by dotted path."""
@@ -334,6 +335,12 @@ def type_name(kind: Any) -> str:
     )
 
 
+def _text(value: Any, _: Any) -> str:
+    if not isinstance(value, str) or "\0" in value or value != utf8(value).decode():
+        raise ValueError(type_name(str))  # half a character, or NUL: no file can be named so
+    return value
+
+
 def _strict(kind: type, accepts: tuple[type, ...]) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
@@ -372,8 +379,9 @@ def _literal(value: Any, kind: Any) -> Any:
 
 
 _converter = cattrs.Converter()
-for _kind, _accepts in {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.items():
+for _kind, _accepts in {int: (int,), float: (int, float), bool: (bool,)}.items():
     _converter.register_structure_hook(_kind, _strict(_kind, _accepts))
+_converter.register_structure_hook(str, _text)
 _converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _literal)
 _converter.register_structure_hook_func(lambda t: get_origin(t) in {list, tuple}, _sequence)
 _converter.register_structure_hook_func(

@@ -25,7 +25,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_HERE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EISDIR,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.ENOENT,
 }  # fmt: skip
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}  # this file system has no such operation
 
@@ -174,6 +174,22 @@ def sweep(folder: Path) -> list[Path]:
     for path in orphans:
         path.unlink(missing_ok=True)
     return orphans
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with a leading ``~`` replaced by the home folder.
+
+    Raises:
+        OSError: There is no such user, so that one message serves for every wrong path.
+
+    Example:
+        >>> expand("runs/first").as_posix()
+        'runs/first'
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such user", str(path)) from error
 
 
 def open_regular(path: Path, flags: int) -> int:

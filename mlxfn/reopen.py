@@ -25,7 +25,7 @@ from mlxfn.errors import DataError, RunDirError
 from mlxfn.evaluate import make_evaluate
 from mlxfn.models.adapter import Adapter
 from mlxfn.models.model import Model
-from mlxfn.rundir import RunDir
+from mlxfn.rundir import find_run
 from mlxfn.state import RunState
 from mlxfn.step import init_state
 from mlxfn.tree import Params
@@ -90,7 +90,7 @@ def reopen(
         RunDirError: The folder holds no run, or no checkpoint of it can be read.
         ConfigError: The model is not there any more.
     """
-    folder = RunDir(path)
+    folder = find_run(path)
     if not folder.config.exists():
         raise RunDirError(
             "there is no run in this folder",

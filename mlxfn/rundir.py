@@ -17,7 +17,7 @@ import tomli_w
 
 from mlxfn.environment import environment
 from mlxfn.errors import RunDirError
-from mlxfn.files import atomic_write, json_text, open_regular, sweep, utf8, write_error
+from mlxfn.files import atomic_write, expand, json_text, open_regular, sweep, utf8, write_error
 from mlxfn.sinks.jsonl import cut_back, cut_to
 
 Mode = Literal["new", "resume", "fresh"]
@@ -201,15 +201,15 @@ def open_run(path: Path, *, mode: Mode = "new") -> Generator[RunDir]:
         >>> "rank = 8" in run.config.read_text()
         True
     """
-    run = RunDir(path)
-    _check_mode(run, mode)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        run = RunDir(expand(path))
+        _check_mode(run, mode)
+        run.path.mkdir(parents=True, exist_ok=True)
         lock = _lock(run)
     except OSError as error:
         raise write_error("the run directory", path, error) from error
     try:
-        _check_mode(run, mode)  # again: it may have changed while nobody held the lock
+        _check_again(run, mode)
         run.recover()
         if mode == "fresh":
             run.clear()
@@ -241,6 +241,33 @@ def _check_mode(run: RunDir, mode: Mode) -> None:
             where=run.path,
             remedy="move them away, or choose another folder with --output",
         )
+
+
+def _check_again(run: RunDir, mode: Mode) -> None:
+    """Check what may have changed while nobody held the lock."""
+    try:
+        _check_mode(run, mode)
+    except OSError as error:
+        raise write_error("the run directory", run.path, error) from error
+
+
+def find_run(path: Path) -> RunDir:
+    """Return the run directory at a path that is to be read.
+
+    Raises:
+        RunDirError: There is no folder, or what is in it cannot be asked for.
+    """
+    try:
+        run = RunDir(expand(path))
+        known = run.path.is_dir()
+        run.config.exists()
+    except OSError as error:
+        raise RunDirError(
+            "the run directory cannot be read", where=path, got=error.strerror
+        ) from error
+    if not known:
+        raise RunDirError("there is no such run directory", where=path)
+    return run
 
 
 def _check_own(path: Path) -> None:

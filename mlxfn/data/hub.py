@@ -11,6 +11,7 @@ import attrs
 
 from mlxfn.data.record import Record
 from mlxfn.errors import ConfigError, DataError
+from mlxfn.files import expand
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -41,10 +42,14 @@ def is_dataset(source: object) -> bool:
     """
     if not isinstance(source, str | Path):
         return False
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return any((path / name).exists() for name in _SAVED)
-    return not path.exists() and isinstance(source, str) and bool(_NAME.fullmatch(source))
+    try:
+        path = expand(source)
+        if path.is_dir():
+            return any((path / name).exists() for name in _SAVED)
+        there = path.exists()
+    except OSError:  # reading it as a file will say what is wrong
+        return False
+    return not there and isinstance(source, str) and bool(_NAME.fullmatch(source))
 
 
 def load_splits(source: str | Path) -> dict[str, HubSplit]:

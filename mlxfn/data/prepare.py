@@ -23,6 +23,7 @@ from mlxfn.data.rows import Rows, encode_split, outcomes
 from mlxfn.data.store import StoreWriter, open_or_build, remove_unused
 from mlxfn.data.tally import Tally
 from mlxfn.errors import DataError
+from mlxfn.files import expand
 
 WORTH_KEEPING = 4 << 20
 """Bytes of a split from which on ``cache = "auto"`` keeps its tokens: less is tokenized at once."""
@@ -140,8 +141,11 @@ def _cache_folder(cache: str | Path, reader: Reader) -> Path | None:
     """Return where the tokens of a split are kept; None: nowhere."""
     if cache == "off":
         return None
-    if cache != "auto":
-        return Path(cache).expanduser()
+    try:
+        if cache != "auto":
+            return expand(cache)
+    except OSError as error:
+        raise DataError("the cache of tokens has no place", where=cache, got=error) from error
     try:
         size = sum(path.stat().st_size for path in reader.files)
     except OSError:

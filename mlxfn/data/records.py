@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 from mlxfn.data.hub import read_parquet
 from mlxfn.data.record import Record, shorten
 from mlxfn.errors import DataError
+from mlxfn.files import expand
 
 Source = str | Path | Sequence[str | Path]
 """A file, a folder, or several files."""
@@ -46,7 +47,10 @@ def find_splits(source: Source) -> dict[str, list[Path]]:
     folder = existing(Path(source))
     if not folder.is_dir():
         return {"train": [folder]}
-    found = {split: _files_of_split(folder, names) for split, names in SPLITS.items()}
+    try:
+        found = {split: _files_of_split(folder, names) for split, names in SPLITS.items()}
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     if not any(found.values()):
         raise DataError(
             "the data folder has no split that can be read",
@@ -63,10 +67,10 @@ def existing(path: Path) -> Path:
     """Return the path if something is there, else raise a DataError."""
     reason = None
     try:
-        path = path.expanduser()
+        path = expand(path)
         if path.exists():
             return path
-    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user
+    except OSError as error:  # no permission, a name too long, no such user
         reason = error
     raise DataError(
         "the data path does not exist" if reason is None else "the data path cannot be read",
@@ -276,7 +280,11 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError as error:
-        raise DataError("the data folder cannot be read", where=folder, got=error) from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError("the data folder cannot be read", where=folder, got=error)
 
 
 def _jsonl_files(folder: Path) -> list[Path]:

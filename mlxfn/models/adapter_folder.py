@@ -13,6 +13,7 @@ import attrs
 import mlx.core as mx
 
 from mlxfn.errors import ConfigError
+from mlxfn.files import expand
 from mlxfn.models.safetensors import read_safetensors
 
 _PEFT_PREFIX = "base_model.model."
@@ -51,8 +52,11 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
         ConfigError: A file is missing or broken, or the adapter is of a kind that has no
             counterpart here.
     """
-    folder = Path(folder).expanduser()
-    config = _read_config(folder)
+    try:
+        folder = expand(folder)
+        config = _read_config(folder)
+    except OSError as error:
+        raise _not_an_adapter(Path(folder), f"it cannot be read: {error}") from error
     if "peft_type" in config:
         return _from_peft(folder, config)
     if "fine_tune_type" not in config and "lora_parameters" not in config:

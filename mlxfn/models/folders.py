@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxfn.errors import RunDirError
-from mlxfn.files import SYSTEM, atomic_write, write_error
+from mlxfn.files import SYSTEM, atomic_write, expand, write_error
 
 
 def publish_folder(
@@ -42,8 +42,11 @@ def publish_folder(
         >>> [file.name for file in folder.iterdir()]
         ['x.json']
     """
-    folder = Path(folder).expanduser().absolute()
-    _refuse_others(folder, what, marker)
+    try:
+        folder = expand(folder).absolute()
+        _refuse_others(folder, what, marker)
+    except OSError as error:
+        raise write_error(what, Path(folder), error) from error
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

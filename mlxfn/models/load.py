@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlxfn.errors import ConfigError
+from mlxfn.files import expand
 from mlxfn.models.gemma2 import complete_gemma2
 from mlxfn.models.model import Model
 from mlxfn.models.quantized import EMBEDDING_TYPES, is_quantized, sizes
@@ -135,10 +136,14 @@ def _unusable(name: str, why: str, remedy: str | None = None) -> ConfigError:
 
 def _find(name: str, revision: str | None) -> Path:
     """Return the local folder of a model, downloading it where it is a hub name."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    try:
+        folder = expand(name)
+        if folder.is_dir():
+            return folder
+        taken = folder.exists()
+    except OSError as error:
+        raise _not_there(name, str(error), "check the path and its permissions") from error
+    if taken:
         raise _not_there(name, "a file, not a folder", "give the folder that the file is in")
     if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
         raise _not_there(name, f"no folder {folder.absolute()}", "check the path")

@@ -76,12 +76,13 @@ def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def without_privileges() -> None:
-    """Take away root's right to write where the permissions say no; call it before exec."""
+    """Take away root's right to go where the permissions say no; call it before exec."""
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None)
-        drop_from_bounding_set, dac_override = 24, 1
-        if libc.prctl(drop_from_bounding_set, dac_override, 0, 0, 0) != 0:
-            raise OSError(errno.EPERM, "prctl")
+        drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
+        for right in (dac_override, dac_read_search):
+            if libc.prctl(drop_from_bounding_set, right, 0, 0, 0) != 0:
+                raise OSError(errno.EPERM, "prctl")
 
 
 def on_terminal(*words: object, cwd: Path, columns: int = 100) -> Done:
