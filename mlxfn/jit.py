@@ -13,7 +13,6 @@ import atexit
 import contextlib
 import fcntl
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mlxfn import compiler
 from mlxfn.cachedir import private_cache, sound
 
 OFF = "MLXFN_COMPILE_CACHE"  # set to "off" to leave MLX's own folders alone
@@ -37,8 +37,8 @@ _shared: Path | None = None
 def setup() -> Path | None:
     """Give this process a private, warm folder for compiled kernels.
 
-    ``TMPDIR`` is changed for MLX's C++ only (``os.putenv``): ``os.environ`` and Python's
-    ``tempfile`` keep what they had, in processes of mlxfn that this one starts as well.
+    ``TMPDIR`` and ``PATH`` are changed for MLX's C++ only (``os.putenv``): ``os.environ`` and
+    Python's ``tempfile`` keep what they had, in processes of mlxfn that this one starts as well.
 
     Returns:
         The folder, or None where MLX needs none (macOS, Windows, ``MLXFN_COMPILE_CACHE=off``).
@@ -48,13 +48,16 @@ def setup() -> Path | None:
         return _folder
     _forget_inherited()
     tempfile.gettempdir()  # let Python settle on its folder before C++ sees another one
-    _shared = private_cache(_KERNELS + platform.machine())
+    _shared = private_cache(_KERNELS + compiler.processor())
     _sweep(_shared)
     _folder = Path(tempfile.mkdtemp(prefix="process-", dir=_shared))
     _hold(_folder)
     whole = _shared / "whole"
     _link(_sound_ones(whole), whole, _folder / "mlx")
     os.putenv("TMPDIR", str(_folder))
+    native = compiler.native(_shared)
+    if native is not None:
+        os.putenv("PATH", os.pathsep.join([str(native), os.environ.get("PATH", os.defpath)]))
     if "MLX_PTX_CACHE_DIR" not in os.environ:
         os.putenv("MLX_PTX_CACHE_DIR", str(private_cache("ptx")))
     atexit.register(_finish, _folder, os.getpid())
@@ -70,6 +73,8 @@ def setup() -> Path | None:
 
 def _forget_inherited() -> None:
     """Take back what a process like this one has set for its own C++ and passed on to us."""
+    if "PATH" in os.environ:
+        os.environ["PATH"] = compiler.without(os.environ["PATH"], _KERNELS)
     if Path(os.environ.get("TMPDIR", "")).parent.name.startswith(_KERNELS):
         os.environ["TMPDIR"] = os.environ.get(_TMPDIR_BEFORE, "")  # empty counts as not set
         tempfile.tempdir = None  # whoever asked before this import was told the wrong folder

@@ -18,7 +18,7 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 # level of the leaves, families (losses, transforms, ...) do not import each other. The longest
 # name wins, so data.records is an edge, and whatever else is in data is a leaf.
 LEVELS: dict[str, tuple[str, ...]] = {
-    "ground": ("errors", "tree", "random", "files", "cachedir", "jit", "blas", "signals"),
+    "ground": ("errors", "tree", "random", "files", "cachedir", "compiler", "jit", "blas", "signals"),
     "values": ("state", "config", "configfile", "result"),
     "leaves": (
         "losses",
@@ -34,6 +34,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "composers": ("step", "evaluate", "data.cursor", "data.prefetch"),
     "edges": (
         "data.records",
+        "data.readers",
         "data.prepare",
         "data.store",
         "data.hub",
