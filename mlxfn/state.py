@@ -78,7 +78,7 @@ class RunState:
     best_loss: float | None = None  # lowest validation loss so far
     best_step: int | None = None  # the update it was reached at
     monitors: dict[str, Any] = attrs.field(factory=dict)  # state of each monitor, JSON values
-    history: tuple[dict[str, Any], ...] = ()  # logged updates and evaluations, no clock values
+    history: tuple[dict[str, Any], ...] = ()  # logged updates and evaluations; no clock values
 
 
 ApplyFn = Callable[[Params, Batch, mx.array | None], mx.array]
