@@ -18,7 +18,17 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 # level of the leaves, families (losses, transforms, ...) do not import each other. The longest
 # name wins, so data.records is an edge, and whatever else is in data is a leaf.
 LEVELS: dict[str, tuple[str, ...]] = {
-    "ground": ("errors", "tree", "random", "files", "cachedir", "compiler", "jit", "blas", "signals"),
+    "ground": (
+        "errors",
+        "tree",
+        "random",
+        "files",
+        "cachedir",
+        "compiler",
+        "jit",
+        "blas",
+        "signals",
+    ),
     "values": ("state", "config", "configfile", "result"),
     "leaves": (
         "losses",
