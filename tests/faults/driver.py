@@ -40,13 +40,15 @@ LONG: dict[str, Any] = {
     "data.max_seq_length": 48,
     "data.batch_size": 1,
     "train.num_epochs": 100,
-    "train.max_steps": 50,
+    "train.max_steps": 60,
     "eval.eval_steps": 4,
-    "monitor.early_stopping_patience": 30,
+    "monitor.early_stopping_patience": 2,
+    "monitor.min_delta": 0.025,
     "checkpoint.save_steps": 1,
     "checkpoint.keep_last_n": 100,
 }
-"""50 updates with accumulation, packing, dropout, evaluation and early stopping, all saved."""
+"""60 updates planned, all saved, with accumulation, packing, dropout and evaluation; early stopping
+ends it after 52, as two evaluations in a row are not better by enough."""
 BROKEN = 99  # exit code of a child that raised what no run may raise
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -220,7 +222,7 @@ def _place(run: Path) -> str:
     if not (run / "events.jsonl").exists():
         return "before the log"
     kinds = Counter(event["event"] for event in read_events(run / "events.jsonl"))
-    if (run / "adapters").exists() or kinds["end"]:
+    if (run / "adapters").exists():
         return "after the training"
     return "in the training" if kinds["step"] else "before the first update"
 
@@ -229,7 +231,8 @@ def stop(bench: Bench, count: int, seed: int) -> dict[str, Any]:
     """Send each signal at random moments and see how runs end and how long they take to."""
     tally: Counter[str] = Counter()
     wrong: list[str] = []
-    longest, rng = 0.0, random.Random(seed)
+    longest: dict[str, float] = {}
+    rng = random.Random(seed)
     with compared(bench) as (whole, seconds):
         for number in range(count * len(SIGNALS)):
             if time.monotonic() > bench.deadline:
@@ -238,10 +241,11 @@ def stop(bench: Bench, count: int, seed: int) -> dict[str, Any]:
             run = bench.folder / f"run-{number}"
             pid = bench.start(run)
             time.sleep(rng.random() * seconds)
-            at = time.monotonic()
+            at = time.time()
             os.kill(pid, sent)
             code = bench.wait(pid)
-            longest = max(longest, time.monotonic() - at)
+            for name, seconds_of in _timed(run, at, time.time()).items():
+                longest[f"longest_{name}"] = max(longest.get(f"longest_{name}", 0.0), seconds_of)
             unborn = code == -sent and not run.exists()
             if code not in {0, 128 + sent} and not unborn:
                 wrong.append(f"{run}: {sent.name} ended it with {code}")
@@ -255,7 +259,28 @@ def stop(bench: Bench, count: int, seed: int) -> dict[str, Any]:
             else:
                 tally["the same bytes, history and log"] += 1
                 shutil.rmtree(run)
-    return {**tally, "longest_s": longest, "wrong": wrong, "errors": _said(bench)}
+    return {**tally, **longest, "wrong": wrong, "errors": _said(bench)}
+
+
+def _timed(run: Path, at: float, ended: float) -> dict[str, float]:
+    """Return how long after a signal a run had saved, and ended, beyond its longest update.
+
+    Args:
+        run: The run directory.
+        at: When the signal was sent; seconds since 1970, as all here.
+        ended: When the process was gone.
+    """
+    if not (run / "events.jsonl").exists():
+        return {"end_s": ended - at}
+    steps = [e["step_time_s"] for e in read_events(run / "events.jsonl") if e["event"] == "step"]
+    saved = [file.stat().st_mtime for file in (run / "checkpoints").glob("*.npz")]
+    update = max(steps, default=0.0)
+    return {
+        "update_s": update,
+        "checkpoint_s": max([*saved, at]) - at,
+        "checkpoint_beyond_update_s": max([*saved, at]) - at - update,
+        "end_s": ended - at,
+    }
 
 
 def resume(bench: Bench, count: int, seed: int) -> dict[str, Any]:
@@ -265,6 +290,8 @@ def resume(bench: Bench, count: int, seed: int) -> dict[str, Any]:
     with compared(bench) as (whole, _):
         every = sorted((bench.folder / "whole/checkpoints").iterdir())
         tally["updates"] = len(every)
+        *_, end = read_events(bench.folder / "whole/events.jsonl")
+        tally[f"ended by {end['reason']}"] += 1
         for at in range(seed, len(every), count):
             run = bench.folder / f"from-{every[at].name}"
             shutil.copytree(bench.folder / "whole", run)

@@ -108,6 +108,32 @@ def test_a_stop_within_an_evaluation_does_not_wait_for_its_end(whole, tmp_path, 
     assert same(tmp_path, whole)
 
 
+def test_a_stop_within_the_evaluation_that_ends_the_run_does_not_end_it(tmp_path, monkeypatch):
+    """Early stopping has not spoken then: the resumed run does the evaluation, and it speaks."""
+    never = {"monitor__early_stopping_patience": 2, "monitor__min_delta": 9.0}
+    whole = mf.train(small_config(tmp_path / "whole", **never))
+    assert (whole.reason, whole.steps) == ("early_stopping", 9)  # evaluated after 3, 6 and 9
+    config = small_config(tmp_path / "run", **never)
+    real, calls = Loader.epoch, []
+
+    def epoch(self, epoch=0):
+        for number, batch in enumerate(real(self, epoch)):
+            calls.append(number)
+            if calls.count(0) == 4 and number == 2:  # one of the untrained model, then three
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Loader, "epoch", epoch)
+    stopped = mf.train(config)
+    assert (stopped.reason, stopped.steps) == ("SIGTERM", 9)
+    monkeypatch.undo()
+    ended = mf.train(config, mode="resume")
+    assert (ended.reason, ended.history) == ("early_stopping", whole.history)
+    assert same(tmp_path / "run", (whole, tmp_path / "whole"))
+    again = mf.train(config, mode="resume")  # of a run that is over: nothing is trained
+    assert (again.reason, again.history) == ("early_stopping", whole.history)
+
+
 @pytest.mark.parametrize("mode", ["new", "resume"])
 def test_a_stop_while_loading_ends_the_run_at_once_and_loses_nothing(
     whole, tmp_path, monkeypatch, mode
