@@ -21,6 +21,7 @@ import yaml
 
 from mlxfn.assemble import locate
 from mlxfn.data.cursor import Loader
+from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.prepare import Split, encode_splits
 from mlxfn.models.load import load_model
 from mlxfn.state import IGNORED
@@ -45,7 +46,7 @@ def main() -> None:
         options.model = str(base.in_fp32(Path(locate("default", "model")), room / "model"))
         model = load_model(options.model)
         write(options, room / "data", model.tokenizer)
-        splits = encode_splits(room / "data", model.tokenizer, max_seq_length=LIMIT)
+        splits = encode_splits(room / "data", model.tokenizer, EncodeOptions(max_seq_length=LIMIT))
         print(about(options, splits["train"]), flush=True)
         valid = Loader(splits["valid"].rows, 8, vocab_size=model.vocab_size, max_seq_length=LIMIT)
         print("| | marginal CPU s | marginal wall s | supervised tokens/CPU s | /wall s "

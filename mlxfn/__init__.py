@@ -9,6 +9,7 @@ jit.setup()
 from mlxfn.config import Config  # noqa: E402
 from mlxfn.configfile import load as load_config  # noqa: E402
 from mlxfn.data.cursor import Loader, to_device  # noqa: E402
+from mlxfn.data.encode import EncodeOptions  # noqa: E402
 from mlxfn.data.prepare import encode_splits  # noqa: E402
 from mlxfn.evaluate import Evaluation, make_evaluate  # noqa: E402
 from mlxfn.losses import (  # noqa: E402
@@ -56,6 +57,7 @@ __all__ = [
     "Adapter",
     "Batch",
     "Config",
+    "EncodeOptions",
     "Evaluation",
     "Loader",
     "Model",

@@ -178,25 +178,34 @@ def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
         DataError: There is no training data, or a row is wrong.
     """
     data = config.data
-    source = locate(data.path, "data")
     splits = encode_splits(
-        source,
+        source_of(config),
         model.tokenizer,
-        format=data.format,
-        columns=data.columns,
-        loss_on=data.loss_on,
-        max_seq_length=data.max_seq_length,
-        overlong=data.overlong,
+        encode_options(config, model.vocab_size),
         valid_fraction=data.valid_fraction,
-        vocab_size=model.vocab_size,
         splits=names,
         cache=data.cache,
+        streaming=data.streaming,
     )
     if "train" in names and "train" not in splits:
+        where = ", ".join(paths_of(config))
         raise DataError(
-            "there is no training data", where=source, expected="train.jsonl, or one file"
+            "there is no training data", where=where, expected="train.jsonl, or one file"
         )
     return splits
+
+
+def source_of(config: Config) -> str | dict[str, float]:
+    """Return where the rows are: one path or name, or several with their weights."""
+    data = config.data
+    if data.mix:
+        return {locate(path, "data"): weight for path, weight in data.mix.items()}
+    return locate(data.path, "data")
+
+
+def paths_of(config: Config) -> list[str]:
+    """Return the path or name of each source of the rows."""
+    return [locate(path, "data") for path in config.data.mix or [config.data.path]]
 
 
 def encode_options(config: Config, vocab_size: int) -> EncodeOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -106,6 +107,12 @@ class DataConfig:
     """Which rows, and how they become batches."""
 
     path: str = key("default", "Folder with train/valid/test JSONL files, or one file.")
+    mix: dict[str, float] = key(
+        {},
+        "Several paths and their shares of an epoch, instead of path, e.g. {'a.jsonl' = 0.7, "
+        "'b.jsonl' = 0.3}.",
+        check=("a table of numbers > 0", lambda x: all(0 < w < math.inf for w in x.values())),
+    )
     format: Literal["auto", "messages", "sharegpt", "completions", "alpaca", "text", "tokens"] = (
         key("auto", "Row format; auto looks at the first row of each file.")
     )
@@ -129,6 +136,9 @@ class DataConfig:
     shuffle: bool = key(True, "A new order each epoch; otherwise rows in file order.")
     valid_fraction: float = key(
         0.0, "Share of train used for validation where no validation file is.", check=BELOW_1
+    )
+    streaming: bool = key(
+        False, "Read a data set of the hub row by row, without copying its files first."
     )
     cache: str = key(
         "auto",

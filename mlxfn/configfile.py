@@ -279,6 +279,8 @@ def _contradictions(values: Values) -> list[str]:
         values.get("schedule.warmup_ratio") is not None
     ):
         problems.append("give either schedule.warmup_steps or schedule.warmup_ratio, not both")
+    if values.get("data.mix") and values.get("data.path", "default") != "default":
+        problems.append("give either data.path or data.mix, not both")
     if values.get("adapter.kind") == "full" and values.get("model.quantize_bits"):
         problems.append("a quantized base cannot be trained in full: adapter.kind = 'full'")
     return problems

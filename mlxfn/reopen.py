@@ -16,6 +16,7 @@ from mlxfn.assemble import (
     make_loss,
     make_plan,
     make_transform,
+    paths_of,
     read_data,
 )
 from mlxfn.checkpoint.store import CheckpointStore
@@ -63,7 +64,7 @@ class Reopened:
         if split not in found:
             raise DataError(
                 f"the data set has no {split} split",
-                where=self.config.data.path,
+                where=", ".join(paths_of(self.config)),
                 remedy=f"add {split}.jsonl to the folder, or name other rows with --data",
             )
         loader = make_loader(self.config, self.model, found[split].rows)
@@ -99,7 +100,8 @@ def reopen(
         )
     config = configfile.load(folder.config).config
     if data is not None:
-        config = attrs.evolve(config, data=attrs.evolve(config.data, path=data, valid_fraction=0.0))
+        rows = attrs.evolve(config.data, path=data, mix={}, valid_fraction=0.0)
+        config = attrs.evolve(config, data=rows)
     model = load_base(config)
     adapter = make_adapter(config, model)
     with CheckpointStore(folder.checkpoints, keep_last_n=config.checkpoint.keep_last_n) as store:

@@ -10,6 +10,8 @@ import numpy as np
 
 from mlxfn.data.buckets import bucket_for, choose_buckets
 from mlxfn.data.collate import HostBatch, check_ids, collate
+from mlxfn.data.mix import MixedOrder
+from mlxfn.data.mixed_rows import MixedRows, joint_histogram
 from mlxfn.data.order import Order, Takes
 from mlxfn.data.prefetch import Prefetch
 from mlxfn.data.report import BucketUse, ShapeReport
@@ -84,16 +86,12 @@ class Loader:
         self.shuffle = shuffle
         self.vocab_size = vocab_size
         self.packs = rows.packs(max_seq_length) if packing else None
-        if self.packs is None:
-            sizes, counts = rows.histogram()
-        else:
-            sizes, counts = np.unique(self.packs.sizes, return_counts=True)
-        units = int(counts.sum())  # a unit is a row or a pack of rows
+        self._pools = rows.pools(self.packs) if isinstance(rows, MixedRows) else ()
+        sizes, counts = self._histogram()  # of units: a unit is a row or a pack of rows
+        units = round(float(counts.sum()))
         count = bucket_count or min(16, max(8, units // batch_size // _BATCHES_PER_TRACE))
         self._buckets = choose_buckets(sizes, max_seq_length, count, rows=counts)
-        held = np.searchsorted(self._buckets, sizes)
-        ends = np.bincount(held, counts, minlength=len(self._buckets)).cumsum().astype(np.int64)
-        self._order = Order(units, batch_size, seed, self._by_length() if shuffle else None, ends)
+        self._order = self._mixed_order() if self._pools else self._plain_order(sizes, counts)
 
     @property
     def lengths(self) -> list[int]:
@@ -178,6 +176,10 @@ class Loader:
         of_rows = None if self.shuffle else np.searchsorted(self._buckets, self._sizes())
         uses = self._order.batch_buckets(of_rows).tolist()
         positions = int(np.dot(uses, self._buckets)) * self.batch_size
+        tokens: float = self.rows.token_count
+        if isinstance(self.rows, MixedRows):  # on average: epochs differ by a few rows
+            uses_of = zip(self.rows.parts, self._pools, strict=True)
+            tokens = sum(part.token_count * pool.drawn / pool.units for part, pool in uses_of)
         return ShapeReport(
             batches=self.batches_per_epoch,
             batch_size=self.batch_size,
@@ -186,7 +188,7 @@ class Loader:
                 for length, use in zip(self._buckets, uses, strict=True)
                 if use
             ),
-            padding=1 - self.rows.token_count / positions,
+            padding=1 - tokens / positions,
             rows=len(self.rows),
             packed_rows=None if self.packs is None else len(self.packs),
         )
@@ -204,6 +206,26 @@ class Loader:
                 yield Window(*cursor, batches, row_ids)
                 position = after
             epoch, position = epoch + 1, 0
+
+    def _histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sizes of an epoch's units, ascending, and how many have each on average."""
+        if self._pools:
+            shares = [pool.counts * (pool.drawn / pool.units) for pool in self._pools]
+            sizes = [pool.sizes for pool in self._pools]
+            return joint_histogram(list(zip(sizes, shares, strict=True)))
+        if self.packs is None:
+            return self.rows.histogram()
+        return np.unique(self.packs.sizes, return_counts=True)
+
+    def _plain_order(self, sizes: np.ndarray, counts: np.ndarray) -> Order:
+        held = np.searchsorted(self._buckets, sizes)
+        ends = np.bincount(held, counts, minlength=len(self._buckets)).cumsum().astype(np.int64)
+        by_length = self._by_length() if self.shuffle else None
+        return Order(int(counts.sum()), self.batch_size, self.seed, by_length, ends)
+
+    def _mixed_order(self) -> MixedOrder:
+        parts = np.stack([pool.in_buckets(self._buckets) for pool in self._pools])
+        return MixedOrder(self.batch_size, self.seed, self.shuffle, self._pools, parts)
 
     def _sizes(self) -> np.ndarray:
         return self.rows.lengths if self.packs is None else self.packs.sizes

@@ -24,8 +24,9 @@ class HubSplit:
     """One split of a data set that is no text file."""
 
     name: str
-    data: Any  # a datasets.Dataset
+    data: Any  # a datasets.Dataset, or an IterableDataset
     fingerprint: str
+    count: int | None  # rows; None: not known before they are read
 
     def records(self) -> Iterator[Record]:
         """Yield the rows; the line of a row is its number, from 1."""
@@ -52,20 +53,22 @@ def is_dataset(source: object) -> bool:
     return not there and isinstance(source, str) and bool(_NAME.fullmatch(source))
 
 
-def load_splits(source: str | Path) -> dict[str, HubSplit]:
+def load_splits(source: str | Path, *, streaming: bool = False) -> dict[str, HubSplit]:
     """Load the splits of a saved data set or of one on the hub; nothing is held in memory.
 
     Args:
         source: A folder that ``save_to_disk`` has written, or ``owner/name``.
+        streaming: Read rows from the hub as they are needed; otherwise the files of the data set
+            are copied to the cache of ``datasets`` first.
 
     Raises:
         ConfigError: The ``hub`` extra is not installed.
         DataError: The data set is not there, or has no split that is known.
     """
-    found = _loaded(source)
+    found, revision = _loaded(source, streaming=streaming)
     parts = dict(found) if isinstance(found, dict) else {"train": found}
     splits = {
-        split: HubSplit(f"{source}/{name}", parts[name], str(parts[name]._fingerprint))  # noqa: SLF001 - its identity
+        split: _split(f"{source}/{name}", parts[name], revision)
         for split, names in _SPLITS.items()
         for name in names
         if name in parts
@@ -80,13 +83,25 @@ def load_splits(source: str | Path) -> dict[str, HubSplit]:
     return splits
 
 
-def _loaded(source: str | Path) -> Any:
+def _split(name: str, data: Any, revision: str | None) -> HubSplit:
+    """Return a split; what is streamed has no fingerprint but the revision it is read from."""
+    if revision is None:
+        return HubSplit(name, data, str(data._fingerprint), len(data))  # noqa: SLF001 - its identity
+    return HubSplit(name, data, f"{name}@{revision}", None)
+
+
+def _loaded(source: str | Path, *, streaming: bool) -> tuple[Any, str | None]:
+    """Return the data set, and the revision of the hub that it is streamed from."""
     datasets = _datasets(source)
     path = Path(source).expanduser()
     try:
-        return (
-            datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(source)
-        )
+        if path.is_dir():
+            return datasets.load_from_disk(str(path)), None
+        if not streaming:
+            return datasets.load_dataset(source), None
+        # The revision first, and then its rows: otherwise another one might be read under its name.
+        revision = revision_of(str(source))
+        return datasets.load_dataset(source, revision=revision, streaming=True), revision
     except Exception as error:  # the hub's client raises many kinds
         raise DataError(
             "the data set cannot be loaded",
@@ -95,6 +110,13 @@ def _loaded(source: str | Path) -> Any:
             expected="a file, a folder with train.jsonl, a saved data set, or a name on the hub",
             remedy="check the spelling, and that the hub can be reached",
         ) from error
+
+
+def revision_of(name: str) -> str:
+    """Ask the hub for the commit that a data set is at."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(name).sha)
 
 
 def _datasets(source: object) -> Any:

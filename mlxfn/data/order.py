@@ -9,8 +9,8 @@ import numpy as np
 
 from mlxfn.data.shuffle import round_keys, shuffled
 
-_STREAM = 0x0DA7A  # keeps these draws apart from others made with the same seed
-_ROWS, _BATCHES = 0, 1
+STREAM = 0x0DA7A  # keeps these draws apart from others made with the same seed
+ROWS, BATCHES = 0, 1
 
 
 def batch_count(rows: int, batch_size: int) -> int:
@@ -21,6 +21,22 @@ def batch_count(rows: int, batch_size: int) -> int:
         3
     """
     return -(-rows // batch_size)
+
+
+def batches_by_bucket(ends: np.ndarray, size: int) -> np.ndarray:
+    """Return how many batches of sorted rows need each bucket, int64 [buckets].
+
+    Args:
+        ends: Rows up to and with each bucket, int64 [buckets].
+        size: Rows in a batch.
+
+    Example:
+        >>> batches_by_bucket(np.array([3, 5]), 2).tolist()
+        [1, 2]
+    """
+    # The last row of a batch is its longest: count the batches that end in each bucket.
+    complete = np.where(ends == ends[-1], batch_count(int(ends[-1]), size), ends // size)
+    return np.diff(complete, prepend=0)
 
 
 class Takes(Protocol):
@@ -81,7 +97,7 @@ class Order:
         """
         if self.by_length is None:
             return self._span(position)
-        keys = round_keys(_STREAM, _BATCHES, self.seed, epoch)
+        keys = round_keys(STREAM, BATCHES, self.seed, epoch)
         number = shuffled(np.array([position]), self.batches, keys)[0]
         places = self._span(int(number))
         buckets = np.searchsorted(self.ends, places, side="right")
@@ -99,10 +115,7 @@ class Order:
         """
         size = self.batch_size
         if self.by_length is not None:
-            # The last row of a batch is its longest: count the batches that end in each bucket.
-            ends = np.minimum(-(-self.ends // size), self.batches)
-            complete = np.where(self.ends == self.rows, ends, self.ends // size)
-            return np.diff(complete, prepend=0)
+            return batches_by_bucket(self.ends, size)
         if buckets_of_rows is None:
             raise ValueError("the batches of file order depend on the bucket of each row")
         starts = np.arange(0, self.rows, size)
@@ -117,5 +130,5 @@ class Order:
         """Shuffle places inside their bucket."""
         start = int(self.ends[bucket - 1]) if bucket else 0
         count = int(self.ends[bucket]) - start
-        keys = round_keys(_STREAM, _ROWS, self.seed, epoch, bucket)
+        keys = round_keys(STREAM, ROWS, self.seed, epoch, bucket)
         return start + shuffled(places - start, count, keys)

@@ -1,29 +1,29 @@
-"""From a path to the encoded splits: finds the files, splits off validation, encodes."""
+"""From a path, or several, to the encoded splits: reads, encodes, keeps, mixes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache as remember
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
 
 from mlxfn.cachedir import private_cache
-from mlxfn.data.encode import EncodeOptions, LossOn, Overlong
-from mlxfn.data.hub import HubSplit, is_dataset, load_splits
-from mlxfn.data.keys import content_of, store_key, tokenizer_fingerprint
-from mlxfn.data.record import Record
-from mlxfn.data.records import Source, find_splits, read_records
+from mlxfn.data.encode import EncodeOptions
+from mlxfn.data.keys import store_key, tokenizer_fingerprint
+from mlxfn.data.mix import exact_weights
+from mlxfn.data.mixed_rows import MixedRows, joint_report
+from mlxfn.data.readers import Reader, readers_of
+from mlxfn.data.records import Source
 from mlxfn.data.report import DataReport
 from mlxfn.data.rows import Rows, encode_split, outcomes
 from mlxfn.data.store import StoreWriter, open_or_build, remove_unused
 from mlxfn.data.tally import Tally
 from mlxfn.errors import DataError
 from mlxfn.files import expand
+
+Sources = Source | Mapping[str, float]
+"""One source, or the weights of several."""
 
 WORTH_KEEPING = 4 << 20
 """Bytes of a split from which on ``cache = "auto"`` keeps its tokens: less is tokenized at once."""
@@ -36,74 +36,82 @@ class Split(NamedTuple):
     report: DataReport
 
 
-@attrs.frozen
-class Reader:
-    """How to read the records of a split, and what they depend on."""
-
-    files: tuple[Path, ...]
-    records: Callable[[], Iterator[Record]]
-    part: tuple[str, float] = ("whole", 0.0)  # which part of the files, by valid_fraction
-    data: HubSplit | None = None  # instead of files
-
-    def content(self, folder: Path) -> str:
-        """Return what identifies the rows; the hashes of files are remembered in a folder."""
-        return self.data.fingerprint if self.data else content_of(self.files, folder / "contents")
-
-
 def encode_splits(
-    source: Source,
+    source: Sources,
     tokenizer: Any,
+    options: EncodeOptions | None = None,
     *,
-    format: str = "auto",  # noqa: A002 - the name of the key in the configuration
-    columns: Mapping[str, str] | None = None,
-    loss_on: LossOn = "completion",
-    max_seq_length: int = 2048,
-    overlong: Overlong = "truncate",
     valid_fraction: float = 0.0,
-    vocab_size: int | None = None,
     splits: Sequence[str] = ("train", "valid", "test"),
     cache: str | Path = "off",
+    streaming: bool = False,
 ) -> dict[str, Split]:
-    """Read and encode the splits of a data set.
+    """Read and encode the splits of a data set, or of several that are mixed.
 
     Args:
         source: Folder, file, or list of files, see ``find_splits``; or a saved data set, or the
-            name of one on the hub.
+            name of one on the hub. Several of them with their weights, ``{"a": 0.7, "b": 0.3}``,
+            are mixed: train by weight, the other splits whole.
         tokenizer: A Hugging Face tokenizer, or mlx-lm's wrapper of one.
-        format: auto, messages, completions, text or tokens.
-        columns: Names of the columns where they differ, e.g. ``{"prompt": "question"}``.
-        loss_on: Which tokens are targets; see ``encode``.
-        max_seq_length: Most ids of a row.
-        overlong: What happens to a longer row: truncate, drop or error.
+        options: How rows become tokens.
         valid_fraction: Share of train that becomes valid, by a hash of each row's content: adding
             rows moves no other row, and equal rows stay on one side.
-        vocab_size: Rows of the model's embedding; ids are checked against it.
         splits: The splits wanted; those that are not there are left out.
         cache: Folder in which tokenized rows are kept and found again; ``"auto"`` is one under
             the user's cache, for splits of more than 4 MB; ``"off"`` keeps nothing.
+        streaming: Read a data set of the hub row by row, without copying it to this machine.
 
     Returns:
         The splits by name.
 
     Raises:
-        DataError: A file or row is wrong, a split has no usable row, or ``valid_fraction`` is set
-            although there is a validation file.
-        ConfigError: ``columns`` names a column that no format has.
+        DataError: A file or row is wrong, a split has no usable row, ``valid_fraction`` is set
+            although there is a validation file, or a source of a mix has no train or no weight.
+        ConfigError: ``options.columns`` names a column that no format has.
     """
-    options = EncodeOptions(
-        fmt=format,
-        columns=dict(columns or {}),
-        loss_on=loss_on,
-        max_seq_length=max_seq_length,
-        overlong=overlong,
-        vocab_size=vocab_size,
-    )
-    readers = _readers(source, valid_fraction)
-    return {
-        name: _encoded(name, readers[name], tokenizer, options, cache)
-        for name in splits
-        if name in readers
-    }
+    options = options or EncodeOptions()
+    if isinstance(source, Mapping):
+        weights = exact_weights(source)
+        sources = {name: readers_of(name, valid_fraction, streaming=streaming) for name in source}
+        _check_all_train(sources)
+    else:
+        weights = None
+        sources = {"": readers_of(source, valid_fraction, streaming=streaming)}
+    encoded: dict[str, Split] = {}
+    for name in splits:
+        found = {source: readers[name] for source, readers in sources.items() if name in readers}
+        parts = {
+            source: _encoded(name, reader, tokenizer, options, cache)
+            for source, reader in found.items()
+        }
+        if weights is not None and name == "train":
+            encoded[name] = _joined(name, parts, MixedRows.of(_rows_of(parts), weights))
+        elif len(parts) > 1:
+            encoded[name] = _joined(name, parts, MixedRows.of(_rows_of(parts)))
+        elif parts:
+            encoded[name] = next(iter(parts.values()))
+    return encoded
+
+
+def _check_all_train(sources: Mapping[str, Mapping[str, Reader]]) -> None:
+    if not sources:
+        raise DataError("a mix has no source", where="data.mix", expected='{"a.jsonl" = 0.7}')
+    for name, readers in sources.items():
+        if "train" not in readers:
+            raise DataError(
+                "a source of the mix has no training data",
+                where=name,
+                got=", ".join(readers),
+                expected="train.jsonl, or one file",
+            )
+
+
+def _rows_of(parts: Mapping[str, Split]) -> dict[str, Rows]:
+    return {source: split.rows for source, split in parts.items()}
+
+
+def _joined(name: str, parts: Mapping[str, Split], rows: MixedRows) -> Split:
+    return Split(rows, joint_report(name, [split.report for split in parts.values()], rows))
 
 
 def _encoded(
@@ -147,88 +155,6 @@ def _cache_folder(cache: str | Path, reader: Reader) -> Path | None:
     except OSError as error:
         raise DataError("the cache of tokens has no place", where=cache, got=error) from error
     try:
-        size = sum(path.stat().st_size for path in reader.files)
+        return private_cache("data") if reader.is_worth(WORTH_KEEPING, rows=0) else None
     except OSError:
         return None
-    return private_cache("data") if reader.data or size >= WORTH_KEEPING else None
-
-
-def _readers(source: Source, valid_fraction: float) -> dict[str, Reader]:
-    """Return how to read each split, with valid taken from train if asked for."""
-    if is_dataset(source):
-        splits = load_splits(str(source))
-        readers = {name: Reader((), split.records, data=split) for name, split in splits.items()}
-    else:
-        readers = {
-            name: Reader(tuple(paths), lambda paths=paths: _at_least_one(paths))
-            for name, paths in find_splits(source).items()
-        }
-    if valid_fraction and "valid" in readers:
-        raise DataError(
-            "there is a validation file, and valid_fraction asks for one from train",
-            where=readers["valid"].files[0] if readers["valid"].files else source,
-            got=f"valid_fraction = {valid_fraction}",
-            remedy="set data.valid_fraction to 0, or remove the file",
-        )
-    if valid_fraction and "train" in readers:
-        whole = readers["train"]
-        # Once for both parts, and only when one of them has to be read.
-        check = remember(lambda: _check_fraction(whole.records(), valid_fraction))
-        readers |= {name: _part(whole, name, valid_fraction, check) for name in ("train", "valid")}
-    return readers
-
-
-def _part(whole: Reader, name: str, fraction: float, check: Callable[[], None]) -> Reader:
-    """Return the reader of the rows of train that stay there, or of those that become valid."""
-
-    def records() -> Iterator[Record]:
-        check()
-        for record in whole.records():
-            if (share(record.value) < fraction) == (name == "valid"):
-                yield record
-
-    return Reader(whole.files, records, (name, fraction), whole.data)
-
-
-def _at_least_one(paths: Sequence[Path]) -> Iterator[Record]:
-    """Yield the rows of files, of which there has to be one; the error names the files."""
-    count = 0
-    for record in read_records(paths):
-        count += 1
-        yield record
-    if not count:
-        names = ", ".join(str(path) for path in paths)
-        raise DataError("the data set is empty", where=names, expected="at least one row")
-
-
-def share(value: dict[str, Any]) -> float:
-    """Return a number in [0, 1) that depends on the content of a row alone.
-
-    Example:
-        >>> share({"a": 1, "b": 2}) == share({"b": 2, "a": 1})
-        True
-    """
-    content = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) / 2**48
-
-
-def _check_fraction(records: Iterator[Record], fraction: float) -> None:
-    """Refuse a fraction that leaves one side empty, and say which one would not."""
-    count, lowest, highest = 0, math.inf, -math.inf
-    for record in records:
-        place = share(record.value)
-        count, lowest, highest = count + 1, min(lowest, place), max(highest, place)
-    if lowest >= fraction:
-        raise DataError(
-            "valid_fraction takes no row of train for validation",
-            got=f"{fraction} of {count} rows",
-            expected=f"more than {lowest:.4f}, which takes the first row",
-            remedy="raise data.valid_fraction, or write a valid.jsonl",
-        )
-    if highest < fraction:
-        raise DataError(
-            "valid_fraction leaves no row for training",
-            got=f"{fraction} of {count} rows",
-            expected=f"at most {highest:.4f}",
-            remedy="lower data.valid_fraction",
-        )

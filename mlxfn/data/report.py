@@ -10,6 +10,27 @@ import numpy as np
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
+class SourceUse(NamedTuple):
+    """One source of a mix."""
+
+    name: str
+    rows: int  # that are kept
+    weight: float  # share of an epoch
+    drawn: int  # rows of an epoch
+
+    def text(self) -> str:
+        """Return it in words.
+
+        Example:
+            >>> SourceUse("a.jsonl", 200, 0.7, 700).text()
+            '70.0% of an epoch from a.jsonl: 700 rows, 3.5 times its 200'
+        """
+        return (
+            f"{self.weight:.1%} of an epoch from {self.name}: {self.drawn:,} rows, "
+            f"{self.drawn / self.rows:.2g} times its {self.rows:,}"
+        )
+
+
 @attrs.frozen
 class DataReport:
     """The rows of one split and what became of them."""
@@ -24,6 +45,7 @@ class DataReport:
     label_tokens: int  # positions that are learned
     lengths: tuple[int, ...]  # positions: min, median, 90%, 99%, max
     dropped_at: tuple[str, ...] = ()  # file:line of the first few dropped rows
+    sources: tuple[SourceUse, ...] = ()  # of a mix; empty: one source
 
     @property
     def dropped(self) -> int:
@@ -32,13 +54,15 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return attrs.asdict(self)
+        sources = [source._asdict() for source in self.sources]
+        return attrs.asdict(self, recurse=False) | {"sources": sources}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataReport:
         """Return the report that ``to_dict`` has written, also after a way through JSON."""
         fields = dict(values)
         fields |= {name: tuple(values[name]) for name in ("lengths", "dropped_at")}
+        fields["sources"] = tuple(SourceUse(**source) for source in values.get("sources", ()))
         return cls(**fields)
 
     def lines(self) -> list[tuple[str, str]]:
@@ -59,6 +83,8 @@ class DataReport:
             ),
             ("length", f"{low} to {top}, median {half}, 90% {most}, 99% {nearly}"),
         ]
+        numbered = enumerate(self.sources, start=1)
+        lines += [(f"source {number}", source.text()) for number, source in numbered]
         if self.dropped_at:
             more = ", ..." if self.dropped > len(self.dropped_at) else ""
             lines.append(("dropped", ", ".join(self.dropped_at) + more))

@@ -12,13 +12,13 @@ import attrs
 import mlx.core as mx
 import numpy as np
 
-from mlxfn.assemble import Job, locate, make_adapter, make_transform
+from mlxfn.assemble import Job, make_adapter, make_transform, paths_of
 from mlxfn.config import Config
 from mlxfn.data.collate import collate
 from mlxfn.data.cursor import to_device
 from mlxfn.data.encode import EncodedRow
 from mlxfn.data.formats import Example, parse_rows
-from mlxfn.data.records import find_splits, read_records
+from mlxfn.data.readers import readers_of
 from mlxfn.data.rows import Rows
 from mlxfn.errors import ConfigError
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
@@ -196,14 +196,15 @@ def verify_masks(config: Config, tokenizer: Any, rows: Rows, *, count: int = ROW
 
 def _examples(config: Config, wanted: Mapping[str, int]) -> Iterator[Example]:
     data = config.data
-    files = find_splits(locate(data.path, "data"))["train"]
     left = set(wanted)
-    for example in parse_rows(read_records(files), fmt=data.format, columns=data.columns):
-        if example.where in left:
-            left.discard(example.where)
-            yield example
-        if not left:
-            return
+    for path in paths_of(config):
+        records = readers_of(path, streaming=data.streaming)["train"].records()
+        for example in parse_rows(records, fmt=data.format, columns=data.columns):
+            if example.where in left:
+                left.discard(example.where)
+                yield example
+            if not left:
+                return
 
 
 def _exported(adapter: Adapter, params: Params, batch: Batch, near: float) -> Fact:

@@ -8,6 +8,7 @@ import tracemalloc
 
 import pytest
 
+from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.formats import parse_rows
 from mlxfn.data.prepare import encode_splits
 from mlxfn.data.record import Record
@@ -123,7 +124,7 @@ def test_rows_that_cannot_be_trained_on_are_data_errors(tmp_path, rows, line):
     """Exit code 3 and the line, before a model sees anything."""
     path = write_jsonl(tmp_path / "train.jsonl", rows)
     with pytest.raises(DataError) as caught:
-        encode_splits(path, wrapped("plain"), vocab_size=320)
+        encode_splits(path, wrapped("plain"), EncodeOptions(vocab_size=320))
     assert f"{path}:{line}" in str(caught.value)
     assert caught.value.exit_code == 3
 

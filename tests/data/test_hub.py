@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from mlxfn.data import hub
+from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.prepare import encode_splits
 from mlxfn.errors import ConfigError, DataError
 from tests.data.helpers import assistant, user, write_jsonl
@@ -18,7 +20,7 @@ CHATS = [
 
 
 def rows_of(source, **options):
-    splits = encode_splits(source, wrapped("chatml"), max_seq_length=64, **options)
+    splits = encode_splits(source, wrapped("chatml"), EncodeOptions(max_seq_length=64), **options)
     return {name: split.rows.fingerprint() for name, split in splits.items()}
 
 
@@ -88,3 +90,38 @@ def test_without_the_extra_the_message_names_it(tmp_path, monkeypatch, source):
     with pytest.raises(ConfigError, match="hub extra") as caught:
         rows_of(source)
     assert "mlxfn[hub]" in str(caught.value.remedy)
+
+
+def test_a_data_set_is_streamed_from_the_hub_without_a_copy(tmp_path, monkeypatch, plain):
+    """Up to the call that needs the network: rows come one by one, of the revision asked for first."""
+    datasets = pytest.importorskip("datasets")
+    read, asked = [], []
+
+    def rows(part):
+        for row in part:
+            read.append(row)
+            yield row
+
+    def load_dataset(name, *, revision, streaming):
+        asked.append((name, revision, streaming))
+        parts = {"train": CHATS[:15], "validation": CHATS[15:]}
+        return datasets.IterableDatasetDict(
+            {
+                name: datasets.IterableDataset.from_generator(rows, gen_kwargs={"part": part})
+                for name, part in parts.items()
+            }
+        )
+
+    commits = iter(["1f", "1f", "2e"])
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "revision_of", lambda _: next(commits))
+    stores = tmp_path / "cache"
+    options = {"streaming": True, "cache": stores}
+    assert rows_of("somebody/rows", **options) == plain
+    assert asked == [("somebody/rows", "1f", True)]
+    assert len(read) == 20
+    assert rows_of("somebody/rows", **options) == plain, "from the store"
+    assert len(read) == 20
+    assert rows_of("somebody/rows", **options) == plain, "another commit is another store"
+    assert len(read) == 40
+    assert len(list(stores.glob("*/manifest.json"))) == 4

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxfn.data.prepare import encode_splits, share
+from mlxfn.data.encode import EncodeOptions
+from mlxfn.data.prepare import encode_splits
+from mlxfn.data.readers import share
 from mlxfn.errors import DataError
 from tests.data.helpers import write_jsonl
 from tests.support.tokenizers import wrapped
@@ -21,12 +23,16 @@ def test_every_split_that_is_there_is_encoded(tmp_path):
     """Train, validation and test go through the same options."""
     for name in ("train", "valid", "test"):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"body": f"{name} {i}"} for i in range(3)])
-    splits = encode_splits(tmp_path, wrapped("plain"), columns={"text": "body"}, max_seq_length=8)
+    splits = encode_splits(
+        tmp_path, wrapped("plain"), EncodeOptions(columns={"text": "body"}, max_seq_length=8)
+    )
     assert list(splits) == ["train", "valid", "test"]
     assert texts(splits["test"]) == ["test 0", "test 1", "test 2"]
     assert splits["valid"].report.name == "valid"
     assert list(
-        encode_splits(tmp_path, wrapped("plain"), columns={"text": "body"}, splits=["test"])
+        encode_splits(
+            tmp_path, wrapped("plain"), EncodeOptions(columns={"text": "body"}), splits=["test"]
+        )
     ) == ["test"]
 
 

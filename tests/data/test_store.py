@@ -10,10 +10,11 @@ import sys
 import threading
 import tracemalloc
 
+import attrs
 import numpy as np
 import pytest
 
-from mlxfn.data import prepare
+from mlxfn.data import readers
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.keys import content_of, store_key, tokenizer_fingerprint
@@ -112,8 +113,8 @@ def test_rows_are_tokenized_once(tmp_path):
         {"max_seq_length": 30},
         {"overlong": "drop"},
         {"columns": {"text": "body"}},
-        {"valid_fraction": 0.3},
         {"vocab_size": 319},
+        {"part": 0.3},
     ],
     ids=str,
 )
@@ -122,10 +123,12 @@ def test_another_setting_is_another_store(tmp_path, change):
     path = write_jsonl(
         tmp_path / "rows.jsonl", [{"text": f"{i}", "body": f"x{i}"} for i in range(30)]
     )
-    base = {"max_seq_length": 40, "cache": tmp_path / "cache"}
-    encode_splits(path, wrapped("plain"), **base)
+    cache = tmp_path / "cache"
+    encode_splits(path, wrapped("plain"), OPTIONS, cache=cache)
     count = len(list((tmp_path / "cache").glob("*/manifest.json")))
-    encode_splits(path, wrapped("plain"), **{**base, **change})
+    fraction = change.pop("part", 0.0)
+    options = attrs.evolve(OPTIONS, **change)
+    encode_splits(path, wrapped("plain"), options, valid_fraction=fraction, cache=cache)
     assert len(list((tmp_path / "cache").glob("*/manifest.json"))) > count
 
 
@@ -161,7 +164,7 @@ def test_data_that_changes_while_it_is_tokenized_is_no_store(tmp_path, monkeypat
         path.write_text(path.read_text() * 2)
         return read_records(paths)
 
-    monkeypatch.setattr(prepare, "read_records", changing)
+    monkeypatch.setattr(readers, "scan_records", changing)
     with pytest.raises(DataError, match="changed while"):
         encode_splits(path, wrapped("plain"), cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/manifest.json"))

@@ -192,14 +192,14 @@ CURSOR: tuple[Mutation, ...] = (
     change(
         "every run has the order of seed 0",
         "data/cursor.py",
-        "Order(units, batch_size, seed,",
-        "Order(units, batch_size, 0,",
+        "Order(int(counts.sum()), self.batch_size, self.seed,",
+        "Order(int(counts.sum()), self.batch_size, 0,",
         f"{OPTIONS}::test_the_order_is_that_of_the_seed_and_of_nothing_else",
     ),
     change(
         "shuffle is always on",
         "data/cursor.py",
-        "self._by_length() if shuffle else None",
+        "self._by_length() if self.shuffle else None",
         "self._by_length()",
         f"{STREAM}::test_rows_of_a_batch_are_named_for_messages",
     ),

@@ -53,7 +53,9 @@ def loader(batch_size: int = setting.BATCH) -> mf.Loader:
     path = Path(mkdtemp(prefix="mlxfn-reference-")) / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in setting.rows()))
     tokenizer = load("llama").tokenizer
-    rows = mf.encode_splits(path, tokenizer, max_seq_length=setting.LONGEST)["train"].rows
+    rows = mf.encode_splits(path, tokenizer, mf.EncodeOptions(max_seq_length=setting.LONGEST))[
+        "train"
+    ].rows
     return mf.Loader(
         rows,
         batch_size,
