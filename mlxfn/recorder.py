@@ -21,7 +21,7 @@ E = TypeVar("E", bound=Event)
 LONGEST_WAIT = 64
 """Updates between two tries to save on a disk that stays full; the first try is the next update."""
 
-LONGEST_HISTORY = 4096
+LONGEST_HISTORY = 2048
 """Entries of a history; at 100,000 each update took 0.6 ms more and each save paused for 1 s."""
 
 
@@ -169,7 +169,7 @@ def updates_applied(state: RunState) -> int:
 def remember(state: RunState, **entry: object) -> RunState:
     """Return the state with one more entry in its history; no clock value belongs there.
 
-    A history that has grown to 4,096 entries is thinned first, so that an update and a checkpoint
+    A history that has grown to 2,048 entries is thinned first, so that an update and a checkpoint
     cost the same however long the run is. The log of events keeps every one.
     """
     when = {"update": updates_applied(state), "epoch": state.epoch}
