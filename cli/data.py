@@ -36,19 +36,20 @@ def data(
 
     Example: mlxfn data my.toml --html data.html
     """
-    from mlxfn.assemble import encode_options, load_base, locate
+    from mlxfn.assemble import encode_options, load_base, paths_of, source_of
     from mlxfn.data.doctor import examine
 
     loaded = args.load_config(config, model=model, data=data, settings=settings)
     settled = loaded.config
     base = load_base(settled)
-    source = locate(settled.data.path, "data")
+    source = ", ".join(paths_of(settled))
     diagnosis = examine(
-        source,
+        source_of(settled),
         base.tokenizer,
         encode_options(settled, base.vocab_size),
         batch_size=settled.data.batch_size,
         samples=rows,
+        valid_fraction=settled.data.valid_fraction,
     )
     if html is not None:
         _write_page(html, diagnosis, source)

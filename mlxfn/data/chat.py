@@ -2,7 +2,8 @@
 
 The marks come from the rendering itself: a turn begins where the rendering of everything before
 it, with the generation prompt, ends. That is only true if this rendering is a prefix of the whole
-one, so this is checked, never assumed. Templates with ``{% generation %}`` say it themselves.
+one, so this is checked, never assumed. Where the generation prompt opens a thinking tag that the
+turn is not rendered with, the turn begins before the tag. Templates with ``{% generation %}`` say it themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Render = Callable[[Sequence[Message], bool], str]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THINKING_ENDS = "</think>"
+# What a generation prompt opens, or opens and closes, after the header of the turn.
+_OPENED = re.compile(r"<think(?:ing)?>\s*(?:</think(?:ing)?>\s*)?\Z")
 # A template that asks the clock for a date would give other tokens tomorrow; Llama's templates
 # name this date as what they use where there is no clock.
 _FIXED_DATE = {"date_string": "26 Jul 2024"}
@@ -44,6 +47,19 @@ def has_template(tokenizer: Any) -> bool:
     return bool(
         getattr(tokenizer, "has_chat_template", False) or getattr(tokenizer, "chat_template", None)
     )
+
+
+def opens_thinking(tokenizer: Any) -> bool:
+    """Whether the template opens a thinking tag, and leaves it open, when the model is to answer."""
+    if not has_template(tokenizer):
+        return False
+    ask = Chat("", ({"role": "user", "content": "a"},))
+    try:
+        prompt = _renderer(ask, tokenizer)(ask.messages, True)
+    except DataError:
+        return False
+    found = _OPENED.search(prompt)
+    return found is not None and "</" not in found[0]
 
 
 def mark_chat(chat: Chat, tokenizer: Any, loss_on: str) -> Marked:
@@ -138,7 +154,7 @@ def _span_of_turn(chat: Chat, turn: int, text: str, render: Render, tokenizer: A
             where=chat.where,
             remedy="put a system or user message first, or use loss_on = 'completion'",
         )
-    before = render(chat.messages[:turn], True)
+    before = _header(render(chat.messages[:turn], True), text)
     if not text.startswith(before):
         raise _not_a_prefix(chat, turn, before, text, tokenizer)
     if turn == len(chat.messages) - 1:
@@ -151,6 +167,17 @@ def _span_of_turn(chat: Chat, turn: int, text: str, render: Render, tokenizer: A
     if end := _end_without_thinking(chat.messages[turn], text, len(before), upto):
         return len(before), end
     raise _not_a_prefix(chat, turn, upto, text, tokenizer)
+
+
+def _header(before: str, text: str) -> str:
+    """Return the rendering up to a turn, without a thinking tag that the turn does not have.
+
+    Such a prompt asks for reasoning; the row has an answer without it, or its template leaves the
+    reasoning out. What is learned is all that the template writes after the header.
+    """
+    if text.startswith(before):
+        return before
+    return _OPENED.sub("", before)
 
 
 def _without_final_eos(message: Message, upto: str, eos: str | None) -> str | None:
@@ -244,5 +271,5 @@ def _blocks_to_learn(
         return blocks if turns else ()
     if len(blocks) == assistants:
         return blocks[-len(turns) :]
-    start = len(render(chat.messages[: turns[0]], True))
+    start = len(_OPENED.sub("", render(chat.messages[: turns[0]], True)))
     return tuple(block for block in blocks if block[1] > start)

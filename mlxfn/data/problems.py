@@ -87,6 +87,17 @@ KINDS: dict[str, Kind] = {
         "rows with the replacement character U+FFFD: their text was decoded wrongly before",
         "make the rows again from their source, with the right encoding",
     ),
+    "no_thinking": Kind(
+        "warning",
+        "rows without reasoning, although the template opens a thinking tag before each answer: "
+        "they are learned without the tag that the model will be given",
+        "write the reasoning into the answers (<think>...</think>), or use a template without the tag",
+    ),
+    "repeated": Kind(
+        "warning",
+        "rows of the mix are fewer than an epoch takes: each comes {detail} times in it",
+        "lower the weight of the source in data.mix, unless it is meant to be repeated",
+    ),
     "few_targets": Kind(
         "warning",
         "tokens that are learned are less than 1% of all",
@@ -144,6 +155,12 @@ class Findings:
         if len(places) < PLACES:
             places.append(place)
         self._found[kind, detail] = (count + 1, places)
+
+    def add_many(self, kind: str, count: int, places: Sequence[str], detail: str = "") -> None:
+        """Note that several rows have a problem, and where the first of them are."""
+        if count:
+            before, named = self._found.get((kind, detail), (0, []))
+            self._found[kind, detail] = (before + count, [*named, *places][:PLACES])
 
     def count(self, kind: str) -> int:
         """Return how many rows have a problem."""

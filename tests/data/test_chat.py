@@ -69,9 +69,56 @@ def test_reasoning_that_only_the_last_turn_shows_does_not_shift_the_mask():
     assert learned_of("thinking", turns, "assistant") == expected
 
 
+def test_a_turn_begins_before_a_thinking_tag_that_only_the_prompt_has():
+    """DeepSeek-R1 and QwQ open <think> to generate, and write an answer without it."""
+    expected = ["The answer is 4<|im_end|>\n", "I am fine<|im_end|>\n"]
+    assert learned_of("forced_thinking", TURNS, "assistant") == expected
+    assert learned_of("forced_thinking", TURNS, "completion") == expected[1:]
+
+
+def test_a_thinking_tag_that_the_turn_has_too_is_not_learned():
+    """The prompt ends after it: the model is given the tag and learns what follows."""
+    turns = (user("2?"), assistant("<think>\nhm\n</think>\n\nfour"))
+    expected = ["hm\n</think>\n\nfour<|im_end|>\n"]
+    assert learned_of("forced_thinking", turns, "completion") == expected
+
+
+def test_a_block_of_reasoning_that_the_prompt_closes_is_left_out_of_earlier_turns():
+    """Qwen3 without thinking: the prompt holds an empty block, an earlier turn holds none."""
+    template = CHATML.replace(
+        "{{- '<|im_start|>assistant\\n' }}",
+        "{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}",
+    )
+    assert template != CHATML
+    tokenizer = chatml(template)
+    row = encode(Chat("x:1", TURNS), tokenizer, loss_on="assistant")
+    assert learned(row, tokenizer) == ["The answer is 4<|im_end|>\n", "I am fine<|im_end|>\n"]
+
+
+def test_reasoning_that_the_template_drops_from_earlier_turns_is_not_searched_for():
+    """R1's template: <think> opened to generate, and reasoning kept out of the history."""
+    template = (
+        "{%- for m in messages %}{%- set c = m.content %}"
+        "{%- if m.role == 'assistant' and '</think>' in c and not loop.last %}"
+        "{%- set c = c.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
+        "{{- '<|im_start|>' + m.role + '\\n' + c + '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+    )
+    tokenizer = chatml(template)
+    thought = assistant("<think>\nhm\n</think>\n\nfour")
+    row = encode(Chat("x:1", (user("2?"), thought, user("3?"), thought)), tokenizer,
+                 loss_on="assistant")  # fmt: skip
+    expected = ["four<|im_end|>\n", "hm\n</think>\n\nfour<|im_end|>\n"]
+    assert learned(row, tokenizer) == expected
+
+
 def test_a_prompt_that_is_no_prefix_of_the_whole_is_refused():
     """The length of a separately rendered prompt would cut the answer at the wrong token."""
-    tokenizer = wrapped("forced_thinking")
+    template = CHATML.replace(
+        "{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\nSure: ' }}"
+    )
+    assert template != CHATML
+    tokenizer = chatml(template)
     with pytest.raises(DataError, match="differently when more follows") as caught:
         encode(Chat("train.jsonl:3", TURNS[:2]), tokenizer)
     assert caught.value.where == "train.jsonl:3, message 1"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from mlxfn.data.copies import Copies
 from mlxfn.data.doctor import examine
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.page import page
+from mlxfn.data.prepare import encode_splits
 from mlxfn.data.problems import KINDS
 from tests.data.helpers import write_jsonl
 from tests.support.cli import mlxfn, on_terminal, plain
@@ -159,6 +162,80 @@ def test_a_drop_in_targets_is_noticed(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [row])
     diagnosis = examine(tmp_path, shared("chatml"), EncodeOptions(), batch_size=2)
     assert "few_targets" in {p.kind for p in diagnosis.problems}
+
+
+def test_the_split_that_a_fraction_takes_is_looked_at_as_in_training(tmp_path):
+    """Copies of a row stay on one side, so they are no overlap; another split is another size."""
+    rows = [{"prompt": f"{i}?", "completion": f"{i}"} for i in range(60)]
+    path = write_jsonl(tmp_path / "train.jsonl", [*rows, rows[5], rows[6]])
+    options = EncodeOptions(max_seq_length=64)
+    diagnosis = examine(path, shared("chatml"), options, batch_size=2, valid_fraction=0.3)
+    splits = encode_splits(path, shared("chatml"), options, valid_fraction=0.3)
+    assert list(diagnosis.splits) == ["train", "valid"]
+    for name, split in splits.items():
+        assert diagnosis.splits[name].report.kept == split.report.kept
+    assert {p.kind for p in diagnosis.problems} == {"duplicates"}
+    assert sum(p.count for p in diagnosis.problems) == 2
+
+
+def test_the_sources_of_a_mix_are_looked_at_each_by_itself(tmp_path):
+    """Rows that two sources share, a source repeated ten times, and what an epoch takes."""
+    small = write_jsonl(tmp_path / "small.jsonl", GOOD[:3])
+    large = write_jsonl(tmp_path / "large.jsonl", [*GOOD[2:], *GOOD[4:10]])
+    mix = {str(small): 9.0, str(large): 1.0}
+    diagnosis = examine(mix, shared("chatml"), EncodeOptions(), batch_size=2)
+    assert list(diagnosis.splits) == [f"train of {small}", f"train of {large}"]
+    found = {(p.kind, p.split, p.count) for p in diagnosis.problems}
+    assert found == {
+        ("duplicates", f"train of {large}", 7),
+        ("repeated", f"train of {small}", 3),
+    }
+    assert not diagnosis.senseless
+    use = diagnosis.splits[f"train of {small}"].report.sources[0]
+    assert (use.rows, use.drawn) == (3, 17)
+    assert "90.0% of an epoch" in page(diagnosis, title="mix")
+
+
+def test_a_mix_is_shown_by_the_command(tmp_path):
+    """The share of each source, and what it means in rows."""
+    model = write_model(tmp_path / "model")
+    paths = [write_jsonl(tmp_path / f"{n}.jsonl", GOOD[i::2]) for i, n in enumerate("ab")]
+    mix = f"{{ '{paths[0]}' = 0.75, '{paths[1]}' = 0.25 }}"
+    shown = mlxfn("data", "--model", model, "--set", f"data.mix={mix}", cwd=tmp_path)
+    assert shown.code == 0, shown
+    assert f"75.0% of an epoch from {paths[0]}: 9 rows, 1.5 times its 6" in shown.out
+
+
+def test_answers_without_the_reasoning_that_the_template_asks_for_are_named(tmp_path):
+    """The model would be trained without the tag that it is always given."""
+    rows = [
+        {"prompt": "2?", "completion": "4"},
+        {"prompt": "3?", "completion": "<think>\na\n</think>9"},
+    ]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    for style, count in (("forced_thinking", 1), ("chatml", 0)):
+        diagnosis = examine(path, shared(style), EncodeOptions(), batch_size=2)
+        assert [p.count for p in diagnosis.problems] == [1] * count
+
+
+def test_copies_are_found_in_a_few_bytes_a_row():
+    """Ten million rows: sets of hashes as Python objects would take a gigabyte."""
+    tracemalloc.start()
+    rows = Copies()
+    for number in range(100_000):
+        rows.add(b"%d" % (number % 99_000), f"file {number // 60_000}", number % 60_000 + 1)
+    rows.close()
+    count, places = rows.repeated()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 1000
+    assert places[0] == "file 1:39001"
+    assert peak < 50 * 100_000
+    other = Copies()
+    other.add(b"7", "other", 3)
+    other.add(b"-1", "other", 4)
+    other.close()
+    assert other.shared_with(rows) == (1, ["other:3"])
 
 
 def test_a_renamed_column_is_understood(tmp_path):
