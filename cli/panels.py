@@ -78,6 +78,10 @@ class Live:
             self.step = event
             self.losses = [*self.losses, event.loss][-10:]
 
+    def tick(self, update: int, epoch: int) -> None:
+        """Take that an update is done which is perhaps not logged."""
+        self.update, self.epoch, self.doing = update, epoch, "training"
+
     def __rich__(self) -> RenderableType:
         """Return the two lines as they are now."""
         bar = Table.grid(expand=True, padding=(0, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import traceback as traceback_module
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ WIDEST = 100
 """Columns that are used of a wide terminal: longer lines are harder to read."""
 
 LOADING = "loading the model and the data ..."
+STOPPING = "{}: stopping after this update, which is saved; once more stops at once, without saving"
 
 
 def accept_every_character() -> None:
@@ -121,7 +123,17 @@ class Deaf:
         self._try(lambda inner: inner.close())
         self.inner = None
 
-    def _try(self, act: Callable[[Sink], None]) -> None:
+    def tick(self, update: int, epoch: int) -> None:
+        """Hand on that an update is done, to whom that concerns."""
+        self._try(lambda inner: isinstance(inner, Terminal) and inner.tick(update, epoch))
+
+    def stopping(self, name: str, last: bool) -> None:
+        """Say at once that a signal was heard; JSON and --quiet say only how it ended."""
+        if isinstance(self.inner, PlainLines) and not self.inner.quiet and not last:
+            note(STOPPING.format(name))
+        self._try(lambda inner: isinstance(inner, Terminal) and inner.stopping(name, last))
+
+    def _try(self, act: Callable[[Sink], object]) -> None:
         try:
             if self.inner is not None:
                 act(self.inner)
@@ -198,6 +210,18 @@ class Terminal:
             show(event)
         if self.moving is not None:
             self.moving.update(self.progress)
+
+    def tick(self, update: int, epoch: int) -> None:
+        """Move the bar; a thread of its own draws it, some times a second."""
+        self.progress.tick(update, epoch)
+
+    def stopping(self, name: str, last: bool) -> None:
+        """Answer Ctrl-C at once, from another thread than the run's."""
+        if last:  # no line any more, and only if it can be written without waiting
+            if select.select([], [sys.stdout], [], 0)[1]:
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor was hidden
+        else:
+            self.console.print(f"[yellow]  {STOPPING.format(name)}[/]")
 
     def close(self) -> None:
         """Take the moving lines away and give the cursor back."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -104,6 +105,22 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish; no event follows."""
+
+
+@runtime_checkable
+class Display(Protocol):
+    """What a sink has besides when a person watches it; neither method is for the log."""
+
+    def tick(self, update: int, epoch: int) -> None:
+        """Take that an update is done; told after each one, unlike :class:`Step`."""
+
+    def stopping(self, name: str, last: bool) -> None:
+        """Take that a signal came, at once and in another thread; the last one ends the process."""
+
+
+def displays(sinks: Iterable[Sink]) -> list[Display]:
+    """Return those of the sinks that a person watches."""
+    return [sink for sink in sinks if isinstance(sink, Display)]
 
 
 def to_dict(event: Event) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import attrs
 
 from mlxfn.checkpoint.store import CheckpointStore
 from mlxfn.errors import RunDirError
-from mlxfn.events import Event, Save, Sink, Verdict
+from mlxfn.events import Event, Save, Sink, Verdict, displays
 from mlxfn.files import UncertainError
 from mlxfn.sinks.jsonl import JsonlSink
 from mlxfn.state import RunState
@@ -112,6 +112,8 @@ class Recorder:
             self.store.poll()
         except RunDirError as error:
             self._failed(state, error)
+        for display in displays(self.sinks):
+            display.tick(updates_applied(state), state.epoch)
         self.busy_s += seconds
         self.tokens += tokens
 

@@ -51,7 +51,10 @@ def train(
         StoppedError: A signal came before the first update of this process.
     """
     started = time.monotonic()
-    with StopRequest() as stop, open_run(Path(config.output_dir), mode=mode) as folder:
+    with (
+        StopRequest(lambda name, last: show_stop(sinks, name, last)) as stop,
+        open_run(Path(config.output_dir), mode=mode) as folder,
+    ):
         try:
             with stop.giving_up():
                 job = assemble(config)
@@ -61,6 +64,12 @@ def train(
                 return finish(job, state, ending, folder, record, stop, started)
         except Interrupted:
             raise stop.error(folder.path) from None
+
+
+def show_stop(sinks: Sequence[events.Sink], name: str, last: bool) -> None:
+    """Tell whoever watches that a signal was heard, and whether it is the last one."""
+    for display in events.displays(sinks):
+        display.stopping(name, last)
 
 
 @contextmanager

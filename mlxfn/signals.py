@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +19,8 @@ STOPPING = [
 _ONE_WISH_S = 0.3  # launchers pass on a Ctrl-C that the terminal has sent to everybody already
 
 T = TypeVar("T")
+Hear = Callable[[str, bool], None]
+"""Called in another thread with a signal's name, and whether it ends the process now."""
 
 
 class Interrupted(BaseException):
@@ -47,6 +49,12 @@ class StopRequest:
     moment are one wish, and SIGHUP is nobody's impatience: a terminal that closes may send it
     twice.
 
+    Python runs handlers between two of its own instructions, and so after the update that MLX is
+    computing. Signals are heard at once all the same, by a thread.
+
+    Args:
+        hear: Called at once with the first signal and with the one that ends the process.
+
     Example:
         >>> with StopRequest() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
@@ -54,9 +62,11 @@ class StopRequest:
         (143, 'SIGTERM')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Hear | None = None) -> None:
+        self._hear = hear
+        self._ear: _Ear | None = None
         self._number: int | None = None
-        self._since = 0.0
+        self._since: float | None = None  # when the first one was heard
         self._giving_up = False
         self._before: dict[int, Any] = {}
 
@@ -67,6 +77,7 @@ class StopRequest:
                 # A signal that the parent told us to ignore (nohup) stays ignored.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            self._ear = _Ear.open(self._heard)
         return self
 
     def __exit__(
@@ -78,15 +89,33 @@ class StopRequest:
         """Put the handlers of before back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._ear is not None:
+            self._ear.close()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None:
-            if number != signal.SIGHUP and time.monotonic() - self._since > _ONE_WISH_S:
-                os._exit(128 + number)
-            return
-        self._number, self._since = number, time.monotonic()
-        if self._giving_up:
-            raise Interrupted
+        if self._ear is None:
+            self._heard(number)
+        if self._number is None:
+            self._number = number
+            if self._giving_up:
+                raise Interrupted
+
+    def _heard(self, number: int) -> None:
+        """Answer a signal that has just come."""
+        if number not in self._before:
+            return  # somebody else's
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            self._tell(number, last=False)
+        elif number != signal.SIGHUP and now - self._since > _ONE_WISH_S:
+            self._tell(number, last=True)
+            os._exit(128 + number)
+
+    def _tell(self, number: int, *, last: bool) -> None:
+        if self._hear is not None:
+            with suppress(Exception):  # nobody there to be told: the stop is what matters
+                self._hear(signal.Signals(number).name, last)
 
     def __bool__(self) -> bool:
         """Whether a signal has come."""
@@ -157,3 +186,46 @@ class StopRequest:
     def name(self) -> str:
         """The signal's name, or nothing."""
         return signal.Signals(self._number).name if self._number is not None else ""
+
+
+class _Ear:
+    """A thread that hears signals while the main thread waits for MLX.
+
+    Args:
+        fd: The pipe that the system writes the numbers of signals to.
+        hear: What is called with each.
+    """
+
+    def __init__(self, fd: int, hear: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._thread = threading.Thread(
+            target=_listen, args=(fd, hear), name="signals", daemon=True
+        )
+
+    @classmethod
+    def open(cls, hear: Callable[[int], None]) -> Self | None:
+        """Begin to listen; None where somebody else listens already, as asyncio does."""
+        fd, end = os.pipe()
+        os.set_blocking(end, False)
+        before = signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        if before != -1:
+            signal.set_wakeup_fd(before)
+            os.close(end)
+            os.close(fd)
+            return None
+        ear = cls(fd, hear)
+        ear._thread.start()
+        return ear
+
+    def close(self) -> None:
+        """Hear what has come, and no more."""
+        os.close(signal.set_wakeup_fd(-1))
+        self._thread.join(timeout=1.0)
+        if not self._thread.is_alive():
+            os.close(self._fd)
+
+
+def _listen(fd: int, hear: Callable[[int], None]) -> None:
+    while numbers := os.read(fd, 64):
+        for number in numbers:
+            hear(number)

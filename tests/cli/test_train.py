@@ -196,6 +196,21 @@ def test_a_terminal_shows_the_run_and_gets_its_cursor_back(config, tmp_path):
     assert done.out.rfind(shown) > done.out.rfind(hidden) >= 0
 
 
+def test_ctrl_c_is_answered_at_once_and_the_bar_shows_updates_that_are_not_logged(config, tmp_path):
+    """Whoever sees nothing happen presses it again, and that stops without saving."""
+    words = ["--set", "train.max_steps=4000", "--set", "log.logging_steps=5000"]
+    words += ["--set", "eval.eval_steps=0", "--set", "eval.eval_at_start=false"]
+    done = on_terminal(
+        "train", config, "--output", "run", *words, cwd=tmp_path, ctrl_c_after="training"
+    )
+    assert done.code == 130, done.out
+    before, answer, after = plain(done.out).partition("SIGINT: stopping after this update")
+    assert re.search(r"\b[1-9]\d*/4000", before)
+    assert answer
+    assert "and saved after update" in after
+    assert list((tmp_path / "run/checkpoints").iterdir())
+
+
 def test_an_error_on_a_terminal_stands_on_a_line_of_its_own(config, tmp_path):
     """The note that it is loading must not shine through the message."""
     done = on_terminal("train", config, "--data", "none.jsonl", "--output", "run", cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import tomli_w
 
 import mlxfn as mf
-from mlxfn import configfile, run
+from mlxfn import configfile, run, signals
 from mlxfn.data.cursor import Loader
 from mlxfn.events import Eval, Save, Step
 from mlxfn.signals import StoppedError, StopRequest
@@ -175,27 +177,71 @@ def test_a_stop_in_the_last_answers_is_a_stop_and_the_resumed_run_exports(tmp_pa
     assert (tmp_path / "adapters/adapters.safetensors").exists()
 
 
-def test_two_signals_in_one_moment_are_one_wish():
+@pytest.mark.parametrize(
+    ("second", "moment_s"), [(signal.SIGINT, 600.0), (signal.SIGTERM, 600.0), (signal.SIGHUP, -1.0)]
+)
+def test_two_signals_in_one_moment_are_one_wish(monkeypatch, second, moment_s):
     """Launchers pass on the Ctrl-C that the terminal has sent to everybody; SIGHUP comes twice."""
+    monkeypatch.setattr(signals, "_ONE_WISH_S", moment_s)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        stop._since -= 10
-        signal.raise_signal(signal.SIGHUP)
-        assert (stop.exit_code, stop.name) == (130, "SIGINT")
+        signal.raise_signal(second)
+    assert (stop.exit_code, stop.name) == (130, "SIGINT")
 
 
 def test_a_second_signal_ends_the_process_at_once():
     """Somebody does not want to wait for the end of an update that takes minutes."""
     program = (
-        "import signal, sys\n"
-        "from mlxfn.signals import StopRequest\n"
-        "with StopRequest() as stop:\n"
+        "import signal, time\n"
+        "from mlxfn import signals\n"
+        "signals._ONE_WISH_S = -1\n"
+        "with signals.StopRequest(lambda *said: print(*said, flush=True)):\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
-        "    stop._since -= 10\n"
         "    signal.raise_signal(signal.SIGINT)\n"
+        "    time.sleep(600)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 130
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "SIGTERM False\nSIGINT True\n")
+
+
+class Poll(ctypes.Structure):
+    """What the system's ``poll`` is asked."""
+
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+def test_a_signal_is_heard_while_the_main_thread_waits_for_mlx():
+    """Python's own handlers run when an update is done, which can take minutes."""
+    ready, end = os.pipe()
+    with StopRequest(lambda name, _: os.write(end, name.encode())) as stop:
+        sender = threading.Thread(
+            target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        )
+        sender.start()
+        # As MLX does, this waits without coming back to Python: only the answer ends it.
+        waited = Poll(ready, select.POLLIN, 0)
+        assert ctypes.CDLL(None).poll(ctypes.byref(waited), 1, 1000 * PATIENCE_S) == 1
+        assert os.read(ready, 64) == b"SIGINT"
+        sender.join()
+    assert stop.exit_code == 130
+    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
+
+
+def test_a_listener_that_is_there_already_keeps_its_signals():
+    """A notebook runs an event loop, which listens in the same way; the stop works without."""
+    ready, end = os.pipe()
+    os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(end)
+    heard = []
+    try:
+        with StopRequest(lambda *said: heard.append(said)) as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert (stop.name, heard) == ("SIGTERM", [("SIGTERM", False)])
+        assert os.read(ready, 64) == bytes([signal.SIGTERM])
+    finally:
+        assert signal.set_wakeup_fd(before) == end
 
 
 def test_an_ignored_hangup_stays_ignored():
@@ -302,8 +348,12 @@ def test_ctrl_c_while_mlx_compiles_is_a_stop_and_no_crash(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     compiler = tools / "g++"
-    # MLX asks for the version first, and does not compile at all without an answer.
-    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit\nkill -INT 0\nexec sleep 600\n")
+    # MLX asks for the version first, and does not compile at all without an answer. The trial is
+    # our own, before the run.
+    compiler.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit\ncase $* in *trial*) exit 1;; esac\n"
+        "kill -INT 0\nexec sleep 600\n"
+    )
     compiler.chmod(0o755)
     place = {"PATH": f"{tools}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cold")}
     done = subprocess.run(

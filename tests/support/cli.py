@@ -85,8 +85,17 @@ def without_privileges() -> None:
                 raise OSError(errno.EPERM, "prctl")
 
 
-def on_terminal(*words: object, cwd: Path, columns: int = 100) -> Done:
-    """Run the command line on a pseudo-terminal and return everything it showed there."""
+def on_terminal(
+    *words: object, cwd: Path, columns: int = 100, ctrl_c_after: str | None = None
+) -> Done:
+    """Run the command line on a pseudo-terminal and return everything it showed there.
+
+    Args:
+        words: The words after ``mlxfn``.
+        cwd: Where it runs.
+        columns: How wide the terminal is.
+        ctrl_c_after: What is shown when Ctrl-C is typed.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(cwd)
@@ -98,6 +107,9 @@ def on_terminal(*words: object, cwd: Path, columns: int = 100) -> Done:
         try:
             while piece := screen.read(65536):
                 shown += piece
+                if ctrl_c_after and ctrl_c_after in plain(shown.decode(errors="replace")):
+                    os.write(terminal, b"\x03")
+                    ctrl_c_after = None
         except OSError:  # Linux says EIO when the other side is closed
             pass
     _, status = os.waitpid(pid, 0)
