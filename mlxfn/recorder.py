@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from mlxfn import jit
 from mlxfn.checkpoint.store import CheckpointStore
 from mlxfn.errors import RunDirError
 from mlxfn.events import Event, Save, Sink, Verdict, displays
@@ -136,6 +138,8 @@ class Recorder:
         if self._retry_at is None:
             self._wait = 1
         self._retry_at = None
+        with contextlib.suppress(OSError):  # a kill costs the kernels as it costs the updates
+            jit.publish()
 
     def _failed(self, state: RunState, error: RunDirError) -> None:
         self._retry_at = updates_applied(state) + self._wait

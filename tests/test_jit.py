@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,6 +102,25 @@ import os, signal; os.kill(os.getpid(), signal.SIGKILL)
     subprocess.run([sys.executable, "-c", code], env=full, capture_output=True, check=False)
     (kernel,) = kernels(tmp_path)
     assert kernel.name != "libhalf.so"
+
+
+def test_a_run_that_is_killed_keeps_the_kernels_of_its_last_save(tmp_path):
+    """A machine that is taken away every hour would compile for the first minutes of each."""
+    code = f"""{COMPILE}
+mx.disable_compile()  # one kernel is enough
+import os, signal
+from pathlib import Path
+from mlxfn import ending
+from tests.support.runs import small_config
+ending.export = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+mlxfn.train(small_config(Path("run"), train__max_steps=2, eval__eval_at_start=False))
+"""
+    place = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    place = {**os.environ, **place}
+    place.pop("MLX_DISABLE_COMPILE", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=place, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(kernels(tmp_path)) == 1
 
 
 def test_folders_of_killed_processes_are_swept_and_living_ones_are_not(tmp_path):
