@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
+from common import Measured, machine, measure, quick, spread, table
 
-import mlxfn
 from mlxfn.assemble import locate
 from mlxfn.data.cursor import Loader, to_device
 from mlxfn.data.prepare import encode_splits
@@ -36,14 +32,6 @@ from mlxfn.models.lora import lora
 TARGETS = ["q_proj", "v_proj"]
 KEYS = [f"self_attn.{name}" for name in TARGETS]  # the same modules, as mlx-lm names them
 MLX_LM = [sys.executable, "-m", "mlx_lm"]
-
-
-class Measured(NamedTuple):
-    """What one run took."""
-
-    wall_s: float
-    cpu_s: float  # of all threads; says more than the wall clock where other work is going on
-    resident_mb: float
 
 
 def main() -> None:
@@ -60,23 +48,26 @@ def main() -> None:
             "mlx-lm, its own BLAS": mlx_lm_command(options, room, MLX_LM, "plain"),
             "mlx-lm, same BLAS": mlx_lm_command(options, room, with_fast_blas(options), "fast"),
         }
+        if options.quick:
+            del contenders["mlx-lm, its own BLAS"]
         runs: dict[str, list[Measured]] = {name: [] for name in contenders}
-        for turn in range(options.rounds + 1):
+        for turn in range(options.rounds + (not options.quick)):
             for name, command in contenders.items():
                 measured = measure(command, room)
-                if turn:  # the first turn fills the caches of compiled kernels
+                if turn or options.quick:  # the first turn fills the caches of compiled kernels
                     runs[name].append(measured)
         report(options, room, runs)
 
 
 def parse() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = quick(argparse.ArgumentParser(description=__doc__.partition("\n")[0]))
     parser.add_argument("--model", default=locate("default", "model"))
     parser.add_argument("--data", default=locate("default", "data"))
     parser.add_argument("--rows", type=int, default=400, help="training rows")
     parser.add_argument("--valid-rows", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--accumulation", type=int, default=1, help="batches in an update")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--scale", type=float, default=2.0, help="alpha / rank")
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -87,8 +78,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="measured turns after the first")
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.valid_rows, options.rounds = 8, 4, 1
     # mlx-lm drops the rows that fill no batch; then both would not have seen the same.
-    options.rows -= options.rows % options.batch_size
+    options.rows -= options.rows % (options.batch_size * options.accumulation)
     options.valid_rows -= options.valid_rows % options.batch_size
     return options
 
@@ -129,7 +122,7 @@ def mlxfn_command(options: argparse.Namespace, room: Path) -> list[str]:
         "schedule.name": '"constant"',
         "schedule.warmup_steps": 0,
         "train.num_epochs": 1,
-        "train.gradient_accumulation_steps": 1,
+        "train.gradient_accumulation_steps": options.accumulation,
         "train.max_grad_norm": 0.0,
         "eval.eval_steps": 0,
         "checkpoint.save_steps": 0,
@@ -152,6 +145,7 @@ def mlx_lm_command(
         "num_layers": -1,
         "batch_size": options.batch_size,
         "iters": iterations,
+        "grad_accumulation_steps": options.accumulation,
         "val_batches": -1,
         "steps_per_eval": iterations,
         "save_every": iterations,
@@ -178,22 +172,6 @@ def with_fast_blas(options: argparse.Namespace) -> list[str]:
     return [sys.executable, "-c", code + "runpy.run_module('mlx_lm', run_name='__main__')"]
 
 
-def measure(command: list[str], room: Path) -> Measured:
-    """Run a command and return what it took."""
-    log = room / "log"
-    environment = {**os.environ, "TMPDIR": str(room / "tmp"), "HF_HUB_OFFLINE": "1"}
-    start = time.perf_counter()
-    with log.open("wb") as output:
-        actions = [(os.POSIX_SPAWN_DUP2, output.fileno(), fd) for fd in (1, 2)]
-        process = os.posix_spawn(command[0], command, environment, file_actions=actions)
-        _, status, usage = os.wait4(process, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes here
-    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)
-
-
 def report(options: argparse.Namespace, room: Path, runs: dict[str, list[Measured]]) -> None:
     """Print the table."""
     model = load_model(options.model)
@@ -202,33 +180,28 @@ def report(options: argparse.Namespace, room: Path, runs: dict[str, list[Measure
     positions = {"mlxfn": positions_of(loaders["train"])}
     losses = {"mlxfn": loss_of(model, loaders["valid"], options, room / "run" / "adapters")}
     for name, folder in (("mlx-lm, its own BLAS", "plain"), ("mlx-lm, same BLAS", "fast")):
+        if name not in runs:
+            continue
         positions[name] = positions_of_mlx_lm(options, room, model)
         losses[name] = loss_of(model, loaders["valid"], options, room / folder)
     dtype = "as it is" if options.keep_dtype else "in fp32"
-    print(f"model: {options.model}, {dtype}; {mlxfn.blas.info().line()}")
+    print(f"{machine()}\n\nmodel: {options.model}, {dtype}")
+    updates = options.rows // options.batch_size // options.accumulation
     print(
-        f"rows: {options.rows} of {real} tokens, batch {options.batch_size}, "
-        f"{options.rows // options.batch_size} updates, LoRA rank {options.rank} on "
+        f"rows: {options.rows} of {real} tokens, batch {options.batch_size} × "
+        f"{options.accumulation}, {updates} updates, LoRA rank {options.rank} on "
         f"{', '.join(TARGETS)}; median of {options.rounds} turns (lowest to highest)"
     )
     before = loss_of(model, loaders["valid"], options, None)
     print(f"validation loss before training: {before:.4f}\n")
-    print("| | wall s | CPU s | resident MB | positions computed | padding | validation loss |")
-    print("|---|---|---|---|---|---|---|")
-    for name, measured in runs.items():
-        cells = [
-            *map(spread, zip(*measured, strict=True)),
-            f"{positions[name]:,}",
-            f"{1 - real / positions[name]:.0%}",
-            f"{losses[name]:.4f}",
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return the median of some values, and the lowest and highest."""
-    ordered = sorted(values)
-    return f"{statistics.median(ordered):.1f} ({ordered[0]:.1f} to {ordered[-1]:.1f})"
+    heads = ["", "wall s", "CPU s", "resident MB", "positions computed", "padding",
+             "validation loss"]  # fmt: skip
+    rows = [
+        [name, *map(spread, zip(*measured, strict=True)), f"{positions[name]:,}",
+         f"{1 - real / positions[name]:.0%}", f"{losses[name]:.4f}"]
+        for name, measured in runs.items()
+    ]  # fmt: skip
+    print(table(heads, rows))
 
 
 def make_loaders(options: argparse.Namespace, room: Path, model: Model) -> dict[str, Loader]:

@@ -30,7 +30,7 @@ FOLDERS: dict[str, str] = {
     "tests": "mirrors mlxfn/; README.md is the map, `python -m tests` runs every check",
 }
 FILES: dict[str, str] = {
-    "benchmarks/README.md": "what is measured, and how to read it",
+    "benchmarks/README.md": "what is measured, and how",
     "docs/changelog.md": "the changelog, from the fragments",
     "docs/index.md": "the front page",
     "docs/log.md": "dead ends, with numbers",

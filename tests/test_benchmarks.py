@@ -1,0 +1,52 @@
+"""Every benchmark still runs: the numbers of a page are worth what can be measured again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+HELPERS = {"common", "peft_side"}  # no commands of their own
+QUICK = {
+    "against_mlx_lm": ["--quick"],
+    "against_peft": ["--quick"],
+    "checkpoint": ["--quick"],
+    "data": ["padding"],
+    "loss": ["--quick"],
+    "scaling": ["--quick"],
+    "startup": ["--quick"],
+}
+SLOW = {"data_training", "step"}  # minutes, or for a GPU only: what they share is run by the others
+
+
+def names() -> set[str]:
+    return {path.stem for path in FOLDER.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_benchmark_prints_its_table(name):
+    """A benchmark that nobody starts for a month has rotted by then."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *QUICK[name]]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    assert lines[head + 1].startswith("|---")
+    cells = lines[head].count("|")
+    assert [line.count("|") for line in lines[head : head + 3]] == [cells] * 3
+
+
+def test_no_benchmark_is_forgotten_here():
+    """A new one comes with its quick form."""
+    assert names() - HELPERS - SLOW == set(QUICK)
+
+
+def test_the_page_has_a_line_for_each_file():
+    """Somebody who looks for a question finds the command that answers it."""
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(names()) if f"`{name}.py`" not in page] == []
