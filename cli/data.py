@@ -43,14 +43,15 @@ def data(
     settled = loaded.config
     base = load_base(settled)
     source = ", ".join(paths_of(settled))
-    diagnosis = examine(
-        source_of(settled),
-        base.tokenizer,
-        encode_options(settled, base.vocab_size),
-        batch_size=settled.data.batch_size,
-        samples=rows,
-        valid_fraction=settled.data.valid_fraction,
-    )
+    with render.tokenizing():
+        diagnosis = examine(
+            source_of(settled),
+            base.tokenizer,
+            encode_options(settled, base.vocab_size),
+            batch_size=settled.data.batch_size,
+            samples=rows,
+            valid_fraction=settled.data.valid_fraction,
+        )
     if html is not None:
         _write_page(html, diagnosis, source)
     if json:

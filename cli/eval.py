@@ -37,7 +37,8 @@ def evaluate(
     from mlxfn.reopen import reopen
 
     finished = reopen(run, checkpoint=checkpoint.value, data=data)
-    result = finished.evaluate(split.value)
+    with render.tokenizing():
+        result = finished.evaluate(split.value)
     if json:
         what = {"run": str(run), "split": split.value, "update": finished.step}
         values = asdict(result)

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import traceback as traceback_module
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WIDEST = 100
 """Columns that are used of a wide terminal: longer lines are harder to read."""
 
+_PATIENCE = 1.0  # seconds before it is shown how far tokenizing is
 LOADING = "loading the model and the data ..."
 STOPPING = "{}: stopping after this update, which is saved; once more stops at once, without saving"
 
@@ -53,6 +54,35 @@ def console() -> Console:
     made = Console(highlight=False)
     made.width = min(made.width, WIDEST)
     return made
+
+
+@contextlib.contextmanager
+def tokenizing() -> Generator[None]:
+    """Show how far reading and tokenizing is, on a terminal, where it takes more than a second."""
+    from mlxfn.data.progress import Progress, listening
+
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    status = Status("", console=Console(stderr=True, highlight=False))
+
+    def tell(progress: Progress) -> None:
+        if progress.ended:
+            status.stop()
+        elif progress.seconds > _PATIENCE:
+            status.update(
+                f"tokenizing {progress.name}: {progress.rows:,} rows, {progress.rate:,.0f} a second"
+            )
+            status.start()
+
+    with listening(tell):
+        try:
+            yield
+        finally:
+            status.stop()
 
 
 def text(message: str) -> None:

@@ -50,7 +50,8 @@ def train(
         # Imported here, as in every command: mlx_lm takes seconds that --help need not pay.
         from mlxfn.assemble import assemble
 
-        summary = assemble(loaded.config).summary()
+        with render.tokenizing():
+            summary = assemble(loaded.config).summary()
         if json:
             render.json_value({**summary, "notes": list(loaded.notes)})
         else:
@@ -62,7 +63,8 @@ def train(
     sink = render.sink(as_json=json, quiet=quiet, notes=loaded.notes)
     try:
         mode = "resume" if resume else "fresh" if fresh else "new"
-        result = run.train(loaded.config, mode=mode, sinks=[sink])
+        with render.tokenizing():
+            result = run.train(loaded.config, mode=mode, sinks=[sink])
     finally:
         sink.close()
     _tell_why_it_stopped(result)

@@ -186,6 +186,7 @@ def read_data(config: Config, model: Model, *names: str) -> dict[str, Split]:
         splits=names,
         cache=data.cache,
         streaming=data.streaming,
+        workers=data.workers,
     )
     if "train" in names and "train" not in splits:
         where = ", ".join(paths_of(config))

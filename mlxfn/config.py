@@ -140,6 +140,12 @@ class DataConfig:
     streaming: bool = key(
         False, "Read a data set of the hub row by row, without copying its files first."
     )
+    workers: int | Literal["auto"] = key(
+        "auto",
+        "Processes that tokenize rows that are kept; auto is one for each core, for large files.",
+        check=("auto or an integer >= 1", lambda x: isinstance(x, str) or x >= 1),
+        may_change=True,
+    )
     cache: str = key(
         "auto",
         "Folder where tokenized rows are kept; auto is the user's cache, for files over 4 MB; "

@@ -45,6 +45,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "edges": (
         "data.records",
         "data.readers",
+        "data.worker",
+        "data.workers",
         "data.prepare",
         "data.store",
         "data.hub",

@@ -20,6 +20,7 @@ from mlxfn.data.order import Order
 from mlxfn.data.pack import pack
 from mlxfn.data.prepare import Sources
 from mlxfn.data.problems import Findings, Problem, senseless
+from mlxfn.data.progress import counted
 from mlxfn.data.readers import Reader, canonical, readers_of
 from mlxfn.data.record import Record
 from mlxfn.data.records import SPLITS
@@ -121,7 +122,7 @@ def examine(
     wards: list[_Ward] = []
     for split, origin, reader in _readers(source, valid_fraction):
         ward = _Ward(split, origin, tokenizer, options, samples)
-        ward.look(reader.scan())
+        ward.look(counted(ward.name, reader.scan()))
         ward.compare(wards)
         wards.append(ward)
     weights = exact_weights(source) if isinstance(source, Mapping) else None

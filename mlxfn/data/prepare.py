@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import attrs
 
@@ -13,12 +14,14 @@ from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.keys import store_key, tokenizer_fingerprint
 from mlxfn.data.mix import exact_weights
 from mlxfn.data.mixed_rows import MixedRows, joint_report
+from mlxfn.data.progress import counted
 from mlxfn.data.readers import Reader, readers_of
 from mlxfn.data.records import Source
 from mlxfn.data.report import DataReport
-from mlxfn.data.rows import Rows, encode_split, outcomes
+from mlxfn.data.rows import Rows, encode_split
 from mlxfn.data.store import StoreWriter, open_or_build, remove_unused
 from mlxfn.data.tally import Tally
+from mlxfn.data.workers import MOST, cores, encoded
 from mlxfn.errors import DataError
 from mlxfn.files import expand
 
@@ -27,6 +30,9 @@ Sources = Source | Mapping[str, float]
 
 WORTH_KEEPING = 4 << 20
 """Bytes of a split from which on ``cache = "auto"`` keeps its tokens: less is tokenized at once."""
+
+WORTH_WORKERS = 16 << 20
+"""Bytes of a split from which on several processes tokenize it sooner than one."""
 
 
 class Split(NamedTuple):
@@ -45,6 +51,7 @@ def encode_splits(
     splits: Sequence[str] = ("train", "valid", "test"),
     cache: str | Path = "off",
     streaming: bool = False,
+    workers: int | Literal["auto"] = 1,
 ) -> dict[str, Split]:
     """Read and encode the splits of a data set, or of several that are mixed.
 
@@ -60,6 +67,8 @@ def encode_splits(
         cache: Folder in which tokenized rows are kept and found again; ``"auto"`` is one under
             the user's cache, for splits of more than 4 MB; ``"off"`` keeps nothing.
         streaming: Read a data set of the hub row by row, without copying it to this machine.
+        workers: Processes that tokenize what is kept; ``"auto"`` is one for each core, where
+            there is so much to tokenize that their start pays.
 
     Returns:
         The splits by name.
@@ -81,7 +90,7 @@ def encode_splits(
     for name in splits:
         found = {source: readers[name] for source, readers in sources.items() if name in readers}
         parts = {
-            source: _encoded(name, reader, tokenizer, options, cache)
+            source: _encoded(name, reader, tokenizer, options, cache, workers)
             for source, reader in found.items()
         }
         if weights is not None and name == "train":
@@ -115,22 +124,30 @@ def _joined(name: str, parts: Mapping[str, Split], rows: MixedRows) -> Split:
 
 
 def _encoded(
-    name: str, reader: Reader, tokenizer: Any, options: EncodeOptions, cache: str | Path
+    name: str,
+    reader: Reader,
+    tokenizer: Any,
+    options: EncodeOptions,
+    cache: str | Path,
+    workers: int | Literal["auto"],
 ) -> Split:
     folder = _cache_folder(cache, reader)
     fingerprint = tokenizer_fingerprint(tokenizer) if folder else None
     if folder is None or fingerprint is None:
-        return Split(*encode_split(reader.records(), tokenizer, options, name=name))
+        return Split(*encode_split(counted(name, reader.records()), tokenizer, options, name=name))
     settings = {**attrs.asdict(options), "split": name, "part": reader.part}
     try:
         content = reader.content(folder)
     except OSError:  # reading the rows says what is wrong, and where
-        return Split(*encode_split(reader.records(), tokenizer, options, name=name))
+        return Split(*encode_split(counted(name, reader.records()), tokenizer, options, name=name))
     key = store_key(content, fingerprint, settings)
 
     def build(writer: StoreWriter) -> None:
         tally = Tally(name)
-        writer.write(outcomes(reader.records(), tokenizer, options, tally))
+        count = _worker_count(reader) if workers == "auto" else workers
+        made = encoded(reader.records(), tokenizer, options, tally, count)
+        with closing(made):  # ends the processes, whatever happens here
+            writer.write(counted(name, made))
         if reader.content(folder) != content:
             raise DataError(
                 "the data changed while it was read",
@@ -143,6 +160,11 @@ def _encoded(
     if cache == "auto":
         remove_unused(folder, keep=[key])
     return Split(rows, rows.report)
+
+
+def _worker_count(reader: Reader) -> int:
+    """Return how many processes suit a split: each takes a second to start, and work for many."""
+    return min(cores(), MOST) if reader.is_worth(WORTH_WORKERS, rows=100_000) else 1
 
 
 def _cache_folder(cache: str | Path, reader: Reader) -> Path | None:
