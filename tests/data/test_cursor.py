@@ -1,11 +1,14 @@
 """The stream of batches: any cursor gives exactly the rest of the stream."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfn.data.cursor import Loader, to_device
+from mlxfn.data.mixed_rows import MixedRows
 from mlxfn.data.rows import EncodedRows
 from mlxfn.errors import DataError
 from tests.data.helpers import VOCAB, lengths, rows_of, seeds
@@ -198,3 +201,51 @@ def test_a_host_batch_becomes_device_arrays_unchanged():
     for before, after in zip(host, device, strict=True):
         assert np.array_equal(np.array(after), before)
         assert str(after.dtype) == "mlx.core.int32"
+
+
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in file order"])
+@pytest.mark.parametrize("packing", [False, True], ids=["bucketed", "packed"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one source", "a mix"])
+def test_500_rows_restored_at_every_position_give_the_same_remainder(shuffle, packing, mixed):
+    """Element by element, and through the thread that prepares batches ahead.
+
+    A new loader for each position: what an old one remembers must not matter.
+    """
+    sizes = np.random.default_rng(5).lognormal(np.log(12), 0.6, 500).astype(int).clip(1, 64)
+    if mixed:
+        halves = {"a": rows_of(sizes[:150].tolist()), "b": rows_of(sizes[150:].tolist())}
+        rows = MixedRows.of(halves, [Fraction(2, 3), Fraction(1, 3)])
+    else:
+        rows = rows_of(sizes.tolist())
+
+    def remainder(position):
+        made = {"seed": 3, "shuffle": shuffle, "packing": packing}
+        loader = Loader(rows, 4, vocab_size=VOCAB, max_seq_length=64, **made)
+        with loader.windows(1, position, 1, last_epoch=2) as windows:
+            return [
+                (window.position, window.row_ids, [part.copy() for part in window.batches[0]])
+                for window in windows
+            ]
+
+    whole = remainder(0)
+    assert len(whole) > (20 if packing else 120)
+    for position in range(1, len(whole)):
+        rest = remainder(position)
+        assert len(rest) == len(whole) - position
+        for ours, theirs in zip(rest, whole[position:], strict=True):
+            assert ours[:2] == theirs[:2]
+            assert all(np.array_equal(a, b) for a, b in zip(ours[2], theirs[2], strict=True))
+
+
+@given(count=st.integers(1, 400), options=settings_of)
+def test_no_row_is_lost_or_repeated_over_three_epochs(count, options):
+    """Any number of rows, any batch size: each epoch has each row, and each target, exactly once."""
+    sizes = (np.arange(count) * 7919 % 40 + 1).tolist()
+    loader = loader_of(sizes, **options)
+    for epoch in range(3):
+        seen = [
+            row for at in range(loader.batches_per_epoch) for row in loader.row_indices(epoch, at)
+        ]
+        assert sorted(seen) == list(range(count))
+        tokens = np.concatenate([b.tokens[b.segments > 0] for b in loader.epoch(epoch)])
+        assert np.array_equal(np.sort(tokens), np.sort(loader.rows.tokens))
