@@ -151,8 +151,9 @@ def apply_gradients(
     """Return the lowered state after an update with the summed gradients, and its metrics."""
     grads, loss = total.mean()
     norm = tree.global_norm(grads)
-    # The norm is infinite where squares overflow: such gradients are of no use either.
-    finite = mx.isfinite(loss.total) & tree.all_finite(grads) & mx.isfinite(norm)
+    # One NaN or infinity in any gradient makes the norm one; so do squares that overflow, and
+    # such gradients are of no use either.
+    finite = mx.isfinite(loss.total) & mx.isfinite(norm)
     updates, opt = tx.update(grads, state.opt, state.params)
     trained = {
         "params": apply_updates(state.params, updates),

@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlxfn.models.dropout import keyed
+from mlxfn.models.execution import PLAIN, Execution
 from mlxfn.models.model import Model
 from mlxfn.models.packing import document_caches
 from mlxfn.models.slots import Slot, swapped
@@ -41,6 +42,7 @@ class Adapter:
         num_layers: Number of last decoder layers that could be adapted; -1 for all.
         caches: Caches the model takes, for rows that hold several documents; 0 where rows
             hold one.
+        execution: How its forward and backward pass run; the values do not depend on it.
     """
 
     # what runs
@@ -57,6 +59,7 @@ class Adapter:
     target_modules: tuple[str, ...] = ()
     num_layers: int = -1
     caches: int = 0
+    execution: Execution = PLAIN
     # where the parameters go, by dotted path, and the dtype they compute in there
     slots: Mapping[str, Slot] = attrs.field(factory=dict, repr=False)
     dtypes: Mapping[str, mx.Dtype] = attrs.field(factory=dict, repr=False)

@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlxfn.models.dropout import KeyedDropout
-from mlxfn.models.layers import low_rank, uniform
+from mlxfn.models.layers import plus_low_rank, uniform
 from mlxfn.models.quantized import dense_weight, like, sizes, times_weight
 
 
@@ -94,8 +94,7 @@ class DoRALinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Return the adapted output [..., out] for x [..., in], in the base's dtype."""
         y = times_weight(self.linear, x)
-        z = low_rank(self.dropout(x), self.lora_a, self.lora_b)
-        y = y + (self.scale * z).astype(y.dtype)
+        y = plus_low_rank(y, self.dropout(x), self.lora_a, self.lora_b, self.scale)
         y = (self.m / self.row_norms()).astype(y.dtype) * y
         return y + self.linear["bias"] if "bias" in self.linear else y
 
@@ -150,8 +149,7 @@ class DoRAEmbedding(nn.Module):
     def as_linear(self, x: mx.array) -> mx.array:
         """Return ``x @ W.T`` [..., V] with the adapted table W, for x [..., D]."""
         y = self.embedding.as_linear(x)
-        z = low_rank(self.dropout(x), self.lora_b.T, self.lora_a.T)
-        y = y + (self.scale * z).astype(y.dtype)
+        y = plus_low_rank(y, self.dropout(x), self.lora_b.T, self.lora_a.T, self.scale)
         return (self.m / self.row_norms()).astype(y.dtype) * y
 
     def row_norms(self) -> mx.array:

@@ -10,6 +10,7 @@ import attrs
 import mlx.core as mx
 from mlx import nn
 
+from mlxfn import tree
 from mlxfn.models.adapter import Adapter, functional
 from mlxfn.models.checks import TOLERANCE
 from mlxfn.models.dropout import keyed
@@ -107,6 +108,22 @@ def _head(
         return logits if hidden.ndim == 3 else logits[0]
 
     return head
+
+
+def read_by_head(split: HeadSplit, adapter: Adapter) -> tuple[str, ...]:
+    """Return the paths of the trainable parameters that the head reads; none where it is frozen.
+
+    Args:
+        split: Of this adapter.
+        adapter: Any adapter.
+    """
+    draw = mx.random.normal
+    # Random values, because a gradient may be zero at the initial ones: lora_b is zero there.
+    flat = {n: draw(a.shape, key=mx.random.key(0)) for n, a in tree.flatten(adapter.params).items()}
+    ids = mx.zeros((1, 1), mx.int32)
+    hidden = split.hidden_apply(adapter.params, Batch(ids, ids, mx.ones_like(ids)), None)
+    grads = mx.grad(lambda flat: mx.sum(split.head(tree.unflatten(flat), hidden)))(flat)
+    return tuple(name for name, grad in grads.items() if bool(mx.any(grad != 0)))
 
 
 def _holds(adapter: Adapter, split: HeadSplit) -> bool:

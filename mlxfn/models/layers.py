@@ -27,18 +27,34 @@ def uniform(key: mx.array, shape: Sequence[int], size: int) -> mx.array:
     return mx.random.uniform(-bound, bound, shape, key=key)
 
 
-def low_rank(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-    """Return ``x @ a @ b`` in the dtype of x, whatever the masters are kept in.
+def low_rank(x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
+    """Return ``scale * x @ a @ b`` in the dtype of x, whatever the masters are kept in.
 
     Args:
         x: float [..., in].
         a: fp32 [in, r].
         b: fp32 [r, out].
+        scale: Factor; it multiplies the r columns in between, the narrowest place.
 
     Returns:
         [..., out] in the dtype of x.
     """
-    return (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+    return (scale * (x @ a.astype(x.dtype))) @ b.astype(x.dtype)
+
+
+def plus_low_rank(y: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
+    """Return ``y + scale * x @ a @ b``, in the dtype of y and without the second term alone.
+
+    Args:
+        y: float [..., out].
+        x: float [..., in].
+        a: fp32 [in, r].
+        b: fp32 [r, out].
+        scale: As in :func:`low_rank`.
+    """
+    if x.dtype != y.dtype:
+        return y + low_rank(x, a, b, scale).astype(y.dtype)
+    return mx.addmm(y, scale * (x @ a.astype(x.dtype)), b.astype(x.dtype))
 
 
 class LoRALinear(nn.Module):
@@ -77,9 +93,7 @@ class LoRALinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Return the adapted output [..., out] for x [..., in], in the base's dtype."""
         y = self.linear(x)
-        return y + (self.scale * low_rank(self.dropout(x), self.lora_a, self.lora_b)).astype(
-            y.dtype
-        )
+        return plus_low_rank(y, self.dropout(x), self.lora_a, self.lora_b, self.scale)
 
     def fuse(self, *, dequantize: bool = False) -> nn.Module:
         """Return one plain layer that computes the same without dropout.
@@ -170,8 +184,7 @@ class LoRAEmbedding(nn.Module):
     def as_linear(self, x: mx.array) -> mx.array:
         """Return ``x @ W.T`` [..., V] with the adapted table W, for x [..., D]."""
         y = self.embedding.as_linear(x)
-        z = low_rank(self.dropout(x), self.lora_b.T, self.lora_a.T)
-        return y + (self.scale * z).astype(y.dtype)
+        return plus_low_rank(y, self.dropout(x), self.lora_b.T, self.lora_a.T, self.scale)
 
     def fuse(self, *, dequantize: bool = False) -> nn.Module:
         """Return one plain embedding that computes the same without dropout."""

@@ -19,12 +19,13 @@ from mlxfn.models.checks import check_packing
 from mlxfn.models.clone import clone_module
 from mlxfn.models.dora import DoRAEmbedding, DoRALinear
 from mlxfn.models.dropout import KeyedDropout, stream_of
+from mlxfn.models.execution import Execution, Lean, carry_out
 from mlxfn.models.layers import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlxfn.models.model import Model
 from mlxfn.models.quantized import is_quantized, linear_types, switch_types
-from mlxfn.models.remat import layers_to_recompute, recompute
 from mlxfn.models.slots import Site, trainable_slots, walk
 from mlxfn.models.targets import decoder_layers, num_layers_to_adapt, resolve_targets
+from mlxfn.models.unpack import Route
 from mlxfn.tree import unflatten
 
 
@@ -41,6 +42,8 @@ def lora(
     init_from: str | Path | None = None,
     packed: bool = False,
     remat: str | int = "none",
+    lean: Lean = "none",
+    quantized: Route = "packed",
 ) -> Adapter:
     """Return a LoRA adapter: ``W + scale * a @ b`` for the chosen modules, the rest frozen.
 
@@ -58,7 +61,10 @@ def lora(
         seed: Seed of the initial values.
         init_from: Adapter folder in mlx-lm's or PEFT's layout to start from.
         packed: Rows may hold several documents; attention stays within each.
-        remat: ``"none"``, ``"all"``, or n: layers that recompute their activations.
+        remat: ``"none"``, ``"mlp"``, ``"all"``, or n: layers that recompute their activations.
+        lean: ``"none"``, ``"mlp"`` or ``"all"``: blocks that keep only what their first linear
+            layers give.
+        quantized: Multiply by quantized weights as they are ``"packed"``, or ``"unpacked"``.
 
     Returns:
         The adapter.
@@ -82,7 +88,8 @@ def lora(
     Hu et al., "LoRA: low-rank adaptation of large language models", ICLR 2022.
     """
     spec = _Spec("lora", rank, alpha, dropout, rslora, num_layers, seed)
-    return _low_rank(model, spec, target_modules, init_from, packed, remat)
+    execution = Execution(remat, lean, quantized)
+    return _low_rank(model, spec, target_modules, init_from, packed, execution)
 
 
 def dora(
@@ -98,6 +105,8 @@ def dora(
     init_from: str | Path | None = None,
     packed: bool = False,
     remat: str | int = "none",
+    lean: Lean = "none",
+    quantized: Route = "packed",
 ) -> Adapter:
     """Return a DoRA adapter: LoRA for the direction of every row, and its magnitude learned.
 
@@ -112,7 +121,10 @@ def dora(
         seed: Seed of the initial values.
         init_from: Adapter folder in mlx-lm's or PEFT's layout to start from.
         packed: Rows may hold several documents; attention stays within each.
-        remat: ``"none"``, ``"all"``, or n: layers that recompute their activations.
+        remat: ``"none"``, ``"mlp"``, ``"all"``, or n: layers that recompute their activations.
+        lean: ``"none"``, ``"mlp"`` or ``"all"``: blocks that keep only what their first linear
+            layers give.
+        quantized: Multiply by quantized weights as they are ``"packed"``, or ``"unpacked"``.
 
     Returns:
         The adapter.
@@ -124,7 +136,8 @@ def dora(
     Liu et al., "DoRA: weight-decomposed low-rank adaptation", ICML 2024.
     """
     spec = _Spec("dora", rank, alpha, dropout, rslora, num_layers, seed)
-    return _low_rank(model, spec, target_modules, init_from, packed, remat)
+    execution = Execution(remat, lean, quantized)
+    return _low_rank(model, spec, target_modules, init_from, packed, execution)
 
 
 def full(
@@ -134,6 +147,7 @@ def full(
     init_from: str | Path | None = None,
     packed: bool = False,
     remat: str | int = "none",
+    lean: Lean = "none",
 ) -> Adapter:
     """Return an adapter that trains every parameter: embeddings, norms and head included.
 
@@ -145,7 +159,9 @@ def full(
             them trains in any case.
         init_from: Adapter folder with all parameters, in mlx-lm's layout, to start from.
         packed: Rows may hold several documents; attention stays within each.
-        remat: ``"none"``, ``"all"``, or n: layers that recompute their activations.
+        remat: ``"none"``, ``"mlp"``, ``"all"``, or n: layers that recompute their activations.
+        lean: ``"none"``, ``"mlp"`` or ``"all"``: blocks that keep only what their first linear
+            layers give.
 
     Returns:
         The adapter.
@@ -166,7 +182,7 @@ def full(
     for layer in layers[: -num_layers_to_adapt(layers, num_layers)]:
         layer.module.freeze()
     spec = _Spec("full", num_layers=num_layers)
-    return _assemble(model, clone, spec, (), init_from, packed, remat)
+    return _assemble(model, clone, spec, (), init_from, packed, Execution(remat, lean))
 
 
 @attrs.frozen
@@ -192,7 +208,7 @@ def _low_rank(
     targets: str | Sequence[str],
     init_from: str | Path | None,
     packed: bool,
-    remat: str | int,
+    execution: Execution,
 ) -> Adapter:
     _check(spec)
     clone = clone_module(model.module).freeze()
@@ -200,7 +216,7 @@ def _low_rank(
     for site in sites:
         site.container[site.key] = _adapted(site, spec)
     paths = tuple(site.path for site in sites)
-    return _assemble(model, clone, spec, paths, init_from, packed, remat)
+    return _assemble(model, clone, spec, paths, init_from, packed, execution)
 
 
 def _check(spec: _Spec) -> None:
@@ -259,7 +275,7 @@ def _assemble(
     paths: tuple[str, ...],
     init_from: str | Path | None,
     packed: bool,
-    remat: str | int,
+    execution: Execution,
 ) -> Adapter:
     slots = trainable_slots(clone)
     dtypes = {name: slot.get().dtype for name, slot in slots.items()}
@@ -271,10 +287,7 @@ def _assemble(
     mx.eval(flat, clone)
     for name, slot in slots.items():
         slot.set(flat[name].astype(dtypes[name]))
-    sites = decoder_layers(clone)
-    prefixes = [site.path for site in sites]
-    for layer in layers_to_recompute([s.module for s in sites], slots, prefixes, remat):
-        recompute(layer)
+    carry_out(execution, clone, slots)
     caches = _cache_count(model.module) if packed else 0
     adapter = Adapter(
         params=unflatten(flat),
@@ -291,6 +304,7 @@ def _assemble(
         caches=caches,
         slots=slots,
         dtypes=dtypes,
+        execution=execution,
     )
     if packed:
         check_packing(adapter)

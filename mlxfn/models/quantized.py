@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlxfn.errors import ConfigError
+from mlxfn.models.dropout import current_scope
 
 
 def is_quantized(layer: nn.Module) -> bool:
@@ -92,7 +93,7 @@ def dense_weight(layer: nn.Module) -> mx.array:
 
 
 def times_weight(layer: nn.Module, x: mx.array) -> mx.array:
-    """Return ``x @ weight.T`` without the layer's bias, never unpacking the whole weight.
+    """Return ``x @ weight.T`` without the layer's bias; only layers that unpack unpack it.
 
     Args:
         layer: Linear or embedding layer, packed or not.
@@ -107,6 +108,8 @@ def times_weight(layer: nn.Module, x: mx.array) -> mx.array:
     """
     if not is_quantized(layer):
         return x @ layer["weight"].T
+    if getattr(layer, "unpacks", False) and current_scope() is not None:
+        return times_unpacked(layer, x)
     return mx.quantized_matmul(
         x,
         layer["weight"],
@@ -115,6 +118,38 @@ def times_weight(layer: nn.Module, x: mx.array) -> mx.array:
         transpose=True,
         **packing_of(layer),
     )
+
+
+def times_unpacked(layer: nn.Module, x: mx.array) -> mx.array:
+    """Return ``x @ weight.T`` with the weight unpacked for it, in the dtype of x.
+
+    Args:
+        layer: A quantized linear layer or embedding; it is frozen: only x gets a gradient.
+        x: float [..., in].
+
+    Returns:
+        float [..., out].
+
+    Example:
+        >>> layer, x = nn.QuantizedLinear(64, 8), mx.ones((2, 64))
+        >>> bool(mx.allclose(times_unpacked(layer, x), layer(x) - layer.bias, atol=1e-4))
+        True
+    """
+    dtype = x.dtype
+
+    def dense(after: mx.array) -> mx.array:
+        # Ordered, or every layer's dense weight could be made before it is needed.
+        (packed,) = mx.depends([layer["weight"]], [after])
+        weight = mx.dequantize(packed, layer["scales"], layer.get("biases"), **packing_of(layer))
+        return weight.astype(dtype)
+
+    product: Any = mx.custom_function(lambda x: x @ dense(x).T)
+
+    @product.vjp
+    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        return cotangent @ dense(cotangent)
+
+    return product(x)
 
 
 def like(layer: nn.Module, weight: mx.array, *, dequantize: bool = False) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +12,8 @@ from mlx import nn
 from mlxfn.errors import ConfigError
 from mlxfn.models.dropout import current_scope, keyed
 from mlxfn.models.slots import Slot, swapped, trainable_slots
+
+_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe")
 
 
 def recompute(layer: nn.Module) -> None:
@@ -49,28 +51,45 @@ def _checkpointed(
 ) -> Any:
     """Run the layer, keeping only its inputs for the backward pass.
 
-    Everything that carries a gradient is an argument: the floating-point inputs and the
-    layer's trainable arrays. The rest (masks, caches, the dropout key) is closed over; a key
-    passed as an argument could not be differentiated through.
+    What carries a gradient is handed over: the floating-point inputs and the layer's trainable
+    arrays. The rest (masks, caches) is closed over.
     """
-    slots = trainable_slots(layer)
-    scope = current_scope()
-    key = scope.key if scope else None
     call = _Arguments(args, kwargs)
-    inputs = len(call.arrays)
     single = True
 
-    def pure(*arrays: mx.array) -> list[mx.array]:
+    def again(*arrays: mx.array) -> list[mx.array]:
         nonlocal single
-        new_args, new_kwargs = call.filled(arrays[:inputs])
-        values = dict(zip(slots, arrays[inputs:], strict=True))
-        with swapped(slots, values), keyed(key):
-            out = forward(*new_args, **new_kwargs)
+        new_args, new_kwargs = call.filled(arrays)
+        out = forward(*new_args, **new_kwargs)
         single = isinstance(out, mx.array)
         return _as_list(out, layer)
 
-    outputs = _recomputed(pure)(*call.arrays, *(slot.get() for slot in slots.values()))
+    outputs = checkpointed(again, call.arrays, trainable_slots(layer))
     return outputs[0] if single else tuple(outputs)
+
+
+def checkpointed(
+    forward: Callable[..., list[mx.array]], inputs: Sequence[mx.array], slots: Mapping[str, Slot]
+) -> list[mx.array]:
+    """Return ``forward(*inputs)``; for the backward pass only the inputs are kept.
+
+    Args:
+        forward: Runs once more in the backward pass, as far as a gradient needs it: what it
+            makes along the way is not kept.
+        inputs: Floating-point arrays that a gradient may flow to.
+        slots: Trainable arrays that ``forward`` reads from a module.
+    """
+    scope = current_scope()
+    # Closed over: a key passed as an argument could not be differentiated through.
+    key = scope.key if scope else None
+    count = len(inputs)
+
+    def pure(*arrays: mx.array) -> list[mx.array]:
+        values = dict(zip(slots, arrays[count:], strict=True))
+        with swapped(slots, values), keyed(key):
+            return forward(*arrays[:count])
+
+    return _recomputed(pure)(*inputs, *(slot.get() for slot in slots.values()))
 
 
 def _recomputed(pure: Callable[..., list[mx.array]]) -> Callable[..., list[mx.array]]:
@@ -124,37 +143,53 @@ def _is_float(value: Any) -> bool:
 
 
 def layers_to_recompute(
-    layers: Sequence[nn.Module], slots: dict[str, Slot], prefixes: Sequence[str], remat: str | int
+    layers: Sequence[nn.Module],
+    slots: Mapping[str, Slot],
+    prefixes: Sequence[str],
+    remat: str | int,
 ) -> list[nn.Module]:
-    """Return the layers that a ``remat`` setting names.
+    """Return the modules that a ``remat`` setting names: decoder layers, or MLPs of them.
 
     Args:
         layers: The decoder layers.
         slots: Where the trainable arrays are.
         prefixes: The layers' paths.
-        remat: ``"none"``, ``"all"``, or n for the first n of the layers that gradients flow
-            through: their recompute comes when the later layers are done, so it adds nothing
-            to the peak.
+        remat: ``"none"``, ``"all"``, ``"mlp"`` for the MLP of every layer, or n for the first
+            n of the layers that gradients flow through: their recompute comes when the later
+            layers are done, so it adds nothing to the peak.
 
     Raises:
         ConfigError: Something else.
     """
     if remat == "none":
         return []
-    reached = list(layers[_first_reached(slots, prefixes) :])
+    reached = list(layers[first_reached(slots, prefixes) :])
     if remat == "all":
         return reached
+    if remat == "mlp":
+        return [mlp for layer in reached for mlp in mlps(layer)]
     if isinstance(remat, int) and not isinstance(remat, bool) and remat >= 0:
         return reached[:remat]
     raise ConfigError(
         "no such recompute setting",
         where="train.remat",
         got=repr(remat),
-        expected='"none", "all" or a number of layers',
+        expected='"none", "mlp", "all" or a number of layers',
     )
 
 
-def _first_reached(slots: dict[str, Slot], prefixes: Sequence[str]) -> int:
+def mlps(layer: nn.Module) -> list[nn.Module]:
+    """Return the feed-forward modules of a decoder layer, by the names mlx-lm gives them.
+
+    Example:
+        >>> mlps(nn.Linear(2, 2))
+        []
+    """
+    found = (layer.get(name) for name in _MLP)
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+def first_reached(slots: Mapping[str, Slot], prefixes: Sequence[str]) -> int:
     """Return the index of the first layer that a gradient reaches.
 
     The slots come in the model's order, so the first one decides; one that is in no layer is

@@ -6,8 +6,8 @@ import mlx.core as mx
 import pytest
 from mlx import nn
 
-from mlxfn.losses import causal_lm_loss, chunked_cross_entropy
-from mlxfn.models.head import split_head
+from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss, chunked_cross_entropy
+from mlxfn.models.head import read_by_head, split_head
 from mlxfn.models.lora import full, lora
 from mlxfn.models.model import Model
 from mlxfn.tree import flatten, same_bits
@@ -47,6 +47,46 @@ def test_a_chunked_loss_over_the_split_has_the_same_gradients(model_of):
     theirs = flatten(mx.grad(lambda p: whole(p, BATCH, None).mean())(params))
     for name, leaf in ours.items():
         assert mx.allclose(leaf, theirs[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "options", "read"),
+    [
+        (lora, "llama", {}, 0),
+        (lora, "llama", {"target_modules": ["q_proj", "lm_head"]}, 2),
+        (lora, "qwen3", {"target_modules": ["embed_tokens"]}, 2),  # tied
+        (full, "llama", {}, 1),
+        (full, "qwen3", {}, 1),
+        (full, "gemma2", {}, 1),
+    ],
+)
+def test_a_trained_head_gets_its_gradient_chunk_by_chunk(model_of, build, kind, options, read):
+    """Tied or not, adapted or trained in full, with soft-capped logits."""
+    adapter = build(model_of(kind), **options)
+    split, params = split_head(adapter), shaken(adapter.params)
+    paths = read_by_head(split, adapter)
+    assert len(paths) == read
+    chunks = chunked_causal_lm_loss(split.hidden_apply, split.head, trained=paths, chunk_size=5)
+    whole = causal_lm_loss(adapter.apply)
+    ours, theirs = (
+        flatten(mx.grad(lambda p, f=loss: f(p, BATCH, KEY).mean())(params))
+        for loss in (chunks, whole)
+    )
+    for name, leaf in theirs.items():
+        assert mx.allclose(ours[name], leaf, atol=1e-5, rtol=1e-4), name
+
+
+def test_a_loss_that_is_only_evaluated_has_the_same_value(llama):
+    """Validation asks for no gradient, and should not pay for one."""
+    adapter = lora(llama)
+    split, params = split_head(adapter), shaken(adapter.params)
+    both = [
+        chunked_causal_lm_loss(split.hidden_apply, split.head, chunk_size=5, gradient=wanted)
+        for wanted in (True, False)
+    ]
+    trained, evaluated = (loss(params, BATCH, None) for loss in both)
+    assert same_bits(trained.total, evaluated.total)
+    assert same_bits(trained.weight, evaluated.weight)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
