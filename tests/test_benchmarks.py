@@ -16,11 +16,12 @@ QUICK = {
     "against_peft": ["--quick"],
     "checkpoint": ["--quick"],
     "data": ["padding"],
+    "data_training": ["--quick"],
     "loss": ["--quick"],
     "scaling": ["--quick"],
     "startup": ["--quick"],
 }
-SLOW = {"data_training", "step"}  # minutes, or for a GPU only: what they share is run by the others
+SLOW = {"step"}  # minutes, or for a GPU only: what they share is run by the others
 
 
 def names() -> set[str]:
