@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -15,6 +18,8 @@ from mlxfn.data.record import Record
 from mlxfn.data.records import LONGEST_LINE, read_records, scan_records
 from mlxfn.errors import DataError
 from tests.data.helpers import assistant, user, write_jsonl
+from tests.support.cli import PROGRAM, environment
+from tests.support.models import write_model
 from tests.support.tokenizers import wrapped
 
 GOOD = b'{"text": "fine"}\n'
@@ -147,3 +152,75 @@ def test_hostile_rows_take_little_memory(tmp_path):
         encode_splits(path, wrapped("plain"))
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
+
+
+FILES = {
+    "invalid UTF-8": b'{"text": "\xff"}',
+    "a line of a gigabyte": None,
+    "nesting 10,000 deep": b'{"text": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "NaN": b'{"text": "a", "score": NaN}',
+    "Infinity": b'{"text": "a", "score": Infinity}',
+    "duplicate keys": b'{"text": "a", "text": "b"}',
+    "a lone surrogate": b'{"text": "\\ud800"}',
+    "a row of another format": b'{"prompt": "a", "completion": "b"}',
+    "an empty conversation": b'{"messages": []}',
+    "an unknown role": b'{"messages": [{"role": "narrator", "content": "a"}]}',
+    "an id out of the vocabulary": b'{"input_ids": [1, 99999]}',
+    "a row of 15 MB that is no row": b'{"text": ["' + b"a" * (15 << 20) + b'"]}',
+}
+FIRST = {
+    "an empty conversation": b'{"messages": [{"role": "user", "content": "a"}, '
+    b'{"role": "assistant", "content": "b"}]}\n',
+    "an id out of the vocabulary": b'{"input_ids": [1, 2]}\n',
+}
+FIRST["an unknown role"] = FIRST["an empty conversation"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("hostile") / "model")
+
+
+def trained(model, path, room):
+    """Start the command as a person does, and return its code, its message and its memory in MB."""
+    words = ["train", "--model", model, "--data", path, "--dry-run"]
+    with (room / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [*PROGRAM, *map(str, words)], stdout=subprocess.DEVNULL, stderr=said,
+            cwd=room, env=environment(),
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return process.returncode, (room / "said").read_text(), usage.ru_maxrss / unit
+
+
+@pytest.fixture(scope="module")
+def baseline(model, tmp_path_factory):
+    """The memory of the same command on a good file."""
+    room = tmp_path_factory.mktemp("baseline")
+    (room / "train.jsonl").write_bytes(GOOD * 20)
+    code, said, memory = trained(model, room / "train.jsonl", room)
+    assert (code, said) == (0, "")
+    return memory
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_command_refuses_bad_input_with_its_place_and_in_little_memory(
+    tmp_path, model, baseline, name
+):
+    """Exit code 3, file and line, what is expected, and no more than 200 MB over a good file."""
+    path, line = tmp_path / "train.jsonl", FILES[name]
+    if line is None:
+        with path.open("wb") as file:
+            file.write(GOOD)
+            file.truncate(1 << 30)
+    else:
+        path.write_bytes(FIRST.get(name, GOOD) + line + b"\n")
+    code, said, memory = trained(model, path, tmp_path)
+    assert code == 3, said
+    assert f"{path}:2" in said
+    assert "expected:" in said
+    assert "Traceback" not in said
+    assert len(said) < 1500
+    assert memory - baseline < 200
