@@ -139,7 +139,8 @@ def _(event: events.Step, plan: Plan) -> str:
     return (
         f"update  {_at(event, plan)}  epoch {event.epoch + 1}  loss {event.loss:.4f}  "
         f"lr {rate(event.lr)}  norm {event.grad_norm:.3f}  "
-        f"tok/s {event.tokens_per_s:.0f}  memory {memory(event.peak_memory_gb)}"
+        f"tok/s {event.real_tokens_per_s:.0f} ({event.tokens_per_s:.0f} learned)  "
+        f"memory {memory(event.peak_memory_gb)}"
     )
 
 

@@ -113,7 +113,7 @@ class Live:
             (arrow, colour),
             f"  lr {rate(self.step.lr)}",
             f"  norm {self.step.grad_norm:.2f}",
-            f"  {self.step.tokens_per_s:,.0f} tok/s",
+            f"  {self.step.real_tokens_per_s:,.0f} tok/s, {self.step.tokens_per_s:,.0f} learned",
             f"  {memory(self.step.memory_gb)}, peak {memory(self.step.peak_memory_gb)}",
         )
 
@@ -205,8 +205,8 @@ def closing(result: Mapping[str, Any]) -> RenderableType:
             rows["validation"] += f", last {last:.4f}"
     work = [plural(result["steps"], "update"), plural(result["samples"], "row")]
     rows["trained"] = ", ".join([*work, plural(result["tokens"], "token")])
-    rows["speed"] = f"{result['tokens_per_s']:,.0f} tok/s, peak memory "
-    rows["speed"] += memory(result["peak_memory_gb"])
+    rows["speed"] = f"{result['real_tokens_per_s']:,.0f} tok/s, {result['tokens_per_s']:,.0f} of "
+    rows["speed"] += f"them learned, peak memory {memory(result['peak_memory_gb'])}"
     lost = {"skipped": ("skipped", "update"), "dropped_rows": ("dropped", "row")}
     for key, (verb, noun) in lost.items():
         if result.get(key):

@@ -93,6 +93,7 @@ def finish(
         best_path=best,
         total_time_s=time.monotonic() - started,
         tokens_per_s=record.tokens_per_s,
+        real_tokens_per_s=record.real_tokens_per_s,
         peak_memory_gb=memory.readings().peak_gb,
         history=state.history,
     )

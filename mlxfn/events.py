@@ -37,6 +37,8 @@ class Step(Event):
     finite: bool
     step_time_s: float
     tokens_per_s: float  # label tokens
+    real_tokens: int  # tokens of the rows, prompts included and padding not
+    real_tokens_per_s: float
     memory_gb: float
     peak_memory_gb: float
 

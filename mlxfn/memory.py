@@ -9,6 +9,8 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
+from mlxfn import cgroup
+
 GB = 1e9  # bytes; decimal, as drives and mlx-lm count
 _MASTER = 4  # bytes of a trainable value, its gradient, and each optimizer moment: fp32
 
@@ -174,15 +176,18 @@ SHARE = 0.67
 
 
 def device_memory_gb() -> float:
-    """Return the memory of the device, or of the machine where the device is its CPU.
+    """Return the memory of the device, or where it is the CPU, what a container leaves of the machine's.
 
     Example:
         >>> device_memory_gb() > 0
         True
     """
-    size = mx.device_info().get("memory_size") if mx.default_device().type == mx.gpu else None
-    pages = int(size) if size else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return pages / GB
+    info = mx.device_info() if mx.default_device().type == mx.gpu else {}
+    size = info.get("memory_size") or info.get("total_memory")  # Metal's name, and CUDA's
+    if size:
+        return int(size) / GB
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, cgroup.memory_limit() or machine) / GB
 
 
 def budget_gb(setting: float | str) -> float:

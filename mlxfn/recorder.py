@@ -15,6 +15,7 @@ from mlxfn.checkpoint.store import CheckpointStore
 from mlxfn.errors import RunDirError
 from mlxfn.events import Event, Save, Sink, Verdict, displays
 from mlxfn.files import UncertainError
+from mlxfn.governor import Governor
 from mlxfn.sinks.jsonl import JsonlSink
 from mlxfn.state import RunState
 
@@ -36,13 +37,16 @@ class Recorder:
         store: Where states go.
         meta: What every checkpoint says about the run besides its state.
         log: The run's own log, if it keeps one; it is one of the sinks.
+        governor: What watches the memory, if anything does.
     """
 
     sinks: Sequence[Sink]
     store: CheckpointStore
     meta: dict[str, Any]
     log: JsonlSink | None = None
-    tokens: float = 0.0  # label tokens of this process's updates
+    governor: Governor | None = None
+    tokens: int = 0  # label tokens of this process's updates
+    real_tokens: int = 0  # all tokens of their rows
     busy_s: float = 0.0  # time spent in them
     _now: Callable[[], float] = time.time
     _lap: float = attrs.field(factory=time.monotonic)
@@ -108,16 +112,26 @@ class Recorder:
         if self.log is not None:
             self.log.settle()
 
-    def count(self, state: RunState, seconds: float, tokens: float) -> None:
-        """Count one update, and tell of a checkpoint that could not be written behind it."""
+    def count(self, state: RunState, seconds: float, tokens: int, real_tokens: int) -> None:
+        """Count one update, and tell of its memory and of a save that failed behind it.
+
+        Args:
+            state: The state after it.
+            seconds: How long it took.
+            tokens: Its label tokens.
+            real_tokens: All tokens of its rows.
+        """
         try:
             self.store.poll()
         except RunDirError as error:
             self._failed(state, error)
         for display in displays(self.sinks):
             display.tick(updates_applied(state), state.epoch)
+        for notice in self.governor.look() if self.governor else ():
+            self.tell(Verdict, state, kind=notice.kind, message=notice.message)
         self.busy_s += seconds
         self.tokens += tokens
+        self.real_tokens += real_tokens
 
     def retry_is_due(self, state: RunState) -> bool:
         """Return whether a save that failed is to be tried again now."""
@@ -152,6 +166,11 @@ class Recorder:
     def tokens_per_s(self) -> float:
         """Label tokens per second of update time, in this process."""
         return self.tokens / self.busy_s if self.busy_s else 0.0
+
+    @property
+    def real_tokens_per_s(self) -> float:
+        """Tokens of the rows per second of update time, in this process."""
+        return self.real_tokens / self.busy_s if self.busy_s else 0.0
 
     def lap(self) -> float:
         """Return the seconds since the last lap, or since the recorder was made."""

@@ -117,7 +117,8 @@ def summarize(events: Sequence[Event], *, run_dir: str) -> Report:
         "final_path": None,
         "best_path": None,
         "total_time_s": events[-1]["time"] - events[0]["time"],
-        "tokens_per_s": _speed(steps),
+        "tokens_per_s": _speed(steps, "tokens"),
+        "real_tokens_per_s": _speed(steps, "real_tokens"),
         "peak_memory_gb": max((event.get("peak_memory_gb") or 0.0 for event in steps), default=0.0),
         "history": [*map(_entry, filter(_is_history, events))],
     }
@@ -145,9 +146,9 @@ def _dropped(events: Sequence[Event]) -> int:
     return sum(split["dropped_overlong"] + split["dropped_no_target"] for split in splits)
 
 
-def _speed(steps: Sequence[Event]) -> float:
+def _speed(steps: Sequence[Event], tokens: str) -> float:
     seconds = sum(event.get("step_time_s", 0.0) for event in steps)
-    return sum(event.get("tokens", 0) for event in steps) / seconds if seconds else 0.0
+    return sum(event.get(tokens, 0) for event in steps) / seconds if seconds else 0.0
 
 
 def page(report: Report, events: Sequence[Event]) -> str:
@@ -190,7 +191,9 @@ def _facts(report: Report) -> dict[str, str]:
         f"{report['tokens']:,} label tokens"
     )
     facts["skipped updates, dropped rows"] = f"{report['skipped']}, {report['dropped_rows']}"
-    facts["time"] = f"{report['total_time_s']:,.1f} s, {report['tokens_per_s']:,.0f} tokens/s"
+    speeds = [f"{report.get(name, 0.0):,.0f}" for name in ("real_tokens_per_s", "tokens_per_s")]
+    facts["time"] = f"{report['total_time_s']:,.1f} s"
+    facts["speed"] = f"{speeds[0]} tokens/s, {speeds[1]} label tokens/s"
     facts["peak memory"] = f"{report['peak_memory_gb']:.2f} GB"
     places = {"run": "run_dir", "final adapters": "final_path", "best adapters": "best_path"}
     return facts | {name: report[key] for name, key in places.items() if report[key]}

@@ -46,6 +46,7 @@ class TrainingResult:
     # what it took
     total_time_s: float  # of this process; a resumed run counts from the resume
     tokens_per_s: float  # label tokens per second of update time, of this process
+    real_tokens_per_s: float  # the same with prompts; padding never counts
     peak_memory_gb: float
     # every logged update and evaluation
     history: tuple[dict[str, Any], ...]

@@ -19,6 +19,7 @@ from mlxfn.config import Config
 from mlxfn.data.cursor import Window, to_device
 from mlxfn.ending import answer_samples, finish, stopped
 from mlxfn.errors import CheckpointError
+from mlxfn.governor import Governor, governed
 from mlxfn.health import already_over, judge_update, observe, stopped_early
 from mlxfn.recorder import Recorder, remember, updates_applied
 from mlxfn.result import FINISHED, Ending, TrainingResult
@@ -54,11 +55,13 @@ def train(
     with (
         StopRequest(lambda name, last: show_stop(sinks, name, last)) as stop,
         open_run(Path(config.output_dir), mode=mode) as folder,
+        governed(config.memory.budget_gb) as governor,
     ):
         try:
             with stop.giving_up():
                 job = assemble(config)
-            with open_recorder(job, folder, sinks) as record:
+            governor.expect(job.model.module.parameters(), tree.lower(job.state.train))
+            with open_recorder(job, folder, sinks, governor) as record:
                 state, pending = (resume if mode == "resume" else begin)(job, folder, record, stop)
                 state, ending = fold(job, state, record, stop, pending=pending)
                 return finish(job, state, ending, folder, record, stop, started)
@@ -73,14 +76,16 @@ def show_stop(sinks: Sequence[events.Sink], name: str, last: bool) -> None:
 
 
 @contextmanager
-def open_recorder(job: Job, folder: RunDir, sinks: Sequence[events.Sink]) -> Generator[Recorder]:
+def open_recorder(
+    job: Job, folder: RunDir, sinks: Sequence[events.Sink], governor: Governor
+) -> Generator[Recorder]:
     """Open the checkpoint store and the log; both are closed however the run ends."""
     config = job.config
     log = JsonlSink(folder.events) if "jsonl" in config.log.sinks else None
     meta = {"config": configfile.to_plain(config), "fingerprints": job.fingerprints}
     with CheckpointStore(folder.checkpoints, keep_last_n=config.checkpoint.keep_last_n) as store:
         heard = sinks if log is None else [log, *sinks]
-        recorder = Recorder(sinks=heard, store=store, meta=meta, log=log)
+        recorder = Recorder(sinks=heard, store=store, meta=meta, log=log, governor=governor)
         try:
             yield recorder
         finally:
@@ -197,7 +202,7 @@ def turn(
             state, metrics, seconds = update(job, state, window)
     except Interrupted:
         return state, stopped(state, record, stop)
-    record.count(state, seconds, float(metrics.weight))
+    record.count(state, seconds, int(metrics.weight), window.tokens)
     state, ending, due = watch(job, state, window, metrics, seconds, record)
     save = save_is_due(job, state, metrics)
     return close(job, state, ending, record, stop, due=due, save=save)
@@ -303,6 +308,7 @@ def log(
         "tokens": int(metrics.weight),
         "rows": window.rows,
     }
+    real = window.tokens
     readings = memory.readings()
     record.tell(
         events.Step,
@@ -311,6 +317,8 @@ def log(
         finite=bool(metrics.finite),
         step_time_s=seconds,
         tokens_per_s=told["tokens"] / seconds,
+        real_tokens=real,
+        real_tokens_per_s=real / seconds,
         memory_gb=readings.active_gb,
         peak_memory_gb=readings.peak_gb,
     )

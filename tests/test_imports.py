@@ -28,6 +28,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "jit",
         "blas",
         "signals",
+        "cgroup",
     ),
     "values": ("state", "config", "configfile", "result"),
     "leaves": (
@@ -66,7 +67,16 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "report",
         "testing",
     ),
-    "assembly": ("assemble", "recorder", "rundir", "health", "ending", "reopen", "testing.verify"),
+    "assembly": (
+        "assemble",
+        "governor",
+        "recorder",
+        "rundir",
+        "health",
+        "ending",
+        "reopen",
+        "testing.verify",
+    ),
     "run": ("run",),
     "cli": ("cli",),
 }

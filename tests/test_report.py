@@ -20,11 +20,11 @@ LOG = [
     event("start", 0, resumed=False, run={"data": DATA, "model": {"path": "<m>"}}),
     event("sample", 0, when="before", prompt="<b>?", text="<i>"),
     event("eval", 0, loss=4.0, perplexity=54.6, tokens=9, rows=3),
-    event("step", 1, loss=3.0, grad_norm=1.0, lr=0.1, tokens=20, rows=4,
+    event("step", 1, loss=3.0, grad_norm=1.0, lr=0.1, tokens=20, real_tokens=50, rows=4,
           step_time_s=2.0, peak_memory_gb=0.5),
     event("verdict", 1, kind="nonfinite", message="NaN & co."),
     event("eval", 1, loss=2.0, perplexity=7.4, tokens=9, rows=3),
-    event("step", 2, loss=None, grad_norm=None, lr=0.1, tokens=20, rows=4,
+    event("step", 2, loss=None, grad_norm=None, lr=0.1, tokens=20, real_tokens=50, rows=4,
           step_time_s=2.0, peak_memory_gb=0.7),
     event("eval", 2, loss=2.5, perplexity=12.2, tokens=9, rows=3),
 ]  # fmt: skip
@@ -39,6 +39,7 @@ def test_the_report_of_a_killed_run_is_put_together_from_its_events():
     assert (report["best_loss"], report["best_step"]) == (2.0, 1)
     assert (report["skipped"], report["dropped_rows"]) == (1, 3)
     assert (report["tokens_per_s"], report["peak_memory_gb"]) == (10.0, 0.7)
+    assert report["real_tokens_per_s"] == 25.0
     assert [entry["event"] for entry in report["history"]] == [
         "eval",
         "step",

@@ -35,6 +35,11 @@ class Window(NamedTuple):
         """Number of rows in the micro-batches."""
         return len(self.row_ids)
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in them, prompts included and padding not."""
+        return sum(int(np.count_nonzero(batch.segments)) for batch in self.batches)
+
 
 class Loader:
     """Batches of a split as a pure function of (epoch, position).

@@ -31,6 +31,7 @@ RESULT = {
     "best_path": None,
     "total_time_s": 4.0,
     "tokens_per_s": 225.0,
+    "real_tokens_per_s": 300.0,
     "peak_memory_gb": 0.2,
     "history": [],
 }
@@ -47,6 +48,8 @@ EVENTS = [
         finite=False,
         step_time_s=0.1,
         tokens_per_s=3000.0,
+        real_tokens=400,
+        real_tokens_per_s=4000.0,
         memory_gb=0.1,
         peak_memory_gb=0.2,
     ),

@@ -67,7 +67,7 @@ def test_the_lines_of_a_run_are_stable(piped):
     """Scripts of users depend on these words; changing them is a breaking change."""
     _, done = piped
     number, rate = r"\d+\.\d+", r"\d\.\de-\d+"
-    update = rf"update  4/4  epoch 1  loss {number}  lr {rate}  norm {number}  tok/s \d+  memory .*"
+    update = rf"update  4/4  epoch 1  loss {number}  lr {rate}  norm {number}  tok/s \d+ \(\d+ learned\)  memory .*"
     assert re.search(rf"^{update}$", done.out, re.MULTILINE)
     evaluation = rf"eval    update 4/4  loss {number}  perplexity {number}  rows 7(  best)?"
     assert re.search(rf"^{evaluation}$", done.out, re.MULTILINE)

@@ -136,7 +136,15 @@ class Bench:
 
 def outcome(run: Path) -> Outcome:
     """Read what a finished run left."""
-    clock = {"time", "time_s", "step_time_s", "tokens_per_s", "memory_gb", "peak_memory_gb"}
+    clock = {
+        "time",
+        "time_s",
+        "step_time_s",
+        "tokens_per_s",
+        "real_tokens_per_s",
+        "memory_gb",
+        "peak_memory_gb",
+    }
     clock |= {"pause_s", "path", "result"}
     told = [
         tuple(sorted((k, json.dumps(v)) for k, v in event.items() if k not in clock))

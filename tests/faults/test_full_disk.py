@@ -19,7 +19,16 @@ from mlxfn.sinks import jsonl
 from mlxfn.sinks.jsonl import read_events
 from tests.support.runs import Collect, small_config
 
-CLOCK = {"time", "time_s", "step_time_s", "tokens_per_s", "memory_gb", "peak_memory_gb", "pause_s"}
+CLOCK = {
+    "time",
+    "time_s",
+    "step_time_s",
+    "tokens_per_s",
+    "real_tokens_per_s",
+    "memory_gb",
+    "peak_memory_gb",
+    "pause_s",
+}
 
 
 class Disk(Collect):
