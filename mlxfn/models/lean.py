@@ -65,12 +65,12 @@ def _first_layers(block: nn.Module) -> tuple[str, ...]:
     x = mx.random.normal((1, 3, width), key=mx.random.key(0))
     spies = {name: _Spy(child) for name, child in linear.items()}
     try:
-        with keyed(None), _in_place(block, spies):
-            plain = block(x)
-        first = tuple(name for name, spy in spies.items() if spy.fed is x)
-        given = {name: _Given(linear[name](x)) for name in first}
-        with keyed(None), _in_place(block, given):
-            holds = mx.array_equal(block(mx.zeros_like(x)), plain)
+        with keyed(None):
+            with _in_place(block, spies):
+                plain = block(x)
+            first = tuple(name for name, spy in spies.items() if spy.fed is x)
+            with _in_place(block, {name: _Given(linear[name](x)) for name in first}):
+                holds = mx.array_equal(block(mx.zeros_like(x)), plain)
         return first if len(first) < len(linear) and bool(holds) else ()
     except Exception:  # noqa: BLE001 - whatever it takes, it is not a block of this kind
         return ()

@@ -66,7 +66,9 @@ def test_an_adapter_on_unpacked_weights_trains_alike(model_of, kind, build):
     """The head, tied to a packed embedding or not, takes the same way."""
     base = quantized(model_of(kind))
     options = {"rank": 4, "dropout": 0.3, "target_modules": "all-linear"}
-    plain, ours = build(base, **options), build(base, **options, quantized="unpacked")
+    plain = build(base, **options)
+    ours = build(base, **options, quantized="unpacked", lean="all")
+    assert {type(layer.mlp).__name__ for layer in ours.module.layers} == {"LeanMLP"}
     assert not any(type(m).__name__.startswith("Unpacking") for m in plain.module.modules())
     assert any(type(m).__name__.startswith("Unpacking") for m in ours.module.modules())
     params = shaken(plain.params)
