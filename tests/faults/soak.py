@@ -1,6 +1,6 @@
 """The large counts: ``python -m tests.faults.soak`` prints a tally when it is through.
 
-It takes about half an hour on two cores. ``--kills 100 --stops 10 --fuzz 10000`` is a short one.
+It takes about twenty minutes on two cores. ``--kills 100 --stops 10 --fuzz 10000`` is a short one.
 The campaigns are those of the tests: see ``driver.py`` and ``fuzz.py``.
 """
 

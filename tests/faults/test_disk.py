@@ -79,6 +79,18 @@ def test_a_disk_that_is_full_at_any_byte_leaves_the_old_checkpoint_alone(tmp_pat
     assert contents(folder) == {"step-00000020.npz": NEW}
 
 
+class Everything(random.Random):
+    """Draws that all of the unsynced is kept."""
+
+    def random(self):
+        """Return a number below every chance."""
+        return 0.0
+
+    def choice(self, seq):
+        """Return the most of what there is to choose from."""
+        return max(seq)
+
+
 def test_no_acknowledged_checkpoint_is_lost_in_a_power_cut(tmp_path):
     """Cut at every call, with everything unsynced gone or any part of it kept."""
     folder, rng = tmp_path / "checkpoints", random.Random(0)
@@ -93,7 +105,7 @@ def test_no_acknowledged_checkpoint_is_lost_in_a_power_cut(tmp_path):
     store.close()
     for count in range(len(disk.calls) + 1):
         promised = max(step for calls, step in acknowledged.items() if calls <= count)
-        for draw in (None, *[rng] * 20):
+        for draw in (None, Everything(), *[rng] * 20):
             after = tmp_path / f"after-{count}"
             after.mkdir(exist_ok=True)
             for path in after.iterdir():
