@@ -65,6 +65,7 @@ def another(path: str, field: Any) -> Any:
     special = {
         "optimizer.betas": [0.8, 0.95],
         "data.columns": {"text": "body"},
+        "data.mix": {"a.jsonl": 0.7, "b.jsonl": 0.3},
         "log.sinks": ["jsonl"],
         "eval.sample_prompts": ["Hello"],
         "adapter.target_modules": ["o_proj"],
@@ -86,8 +87,9 @@ def another(path: str, field: Any) -> Any:
     return (default or 0) + 3 if kind is int else (default or 0.0) / 2 + 0.25
 
 
-# Two settings exclude each other, as do full training and a quantized base: see below.
-LEFT_OUT = {"schedule.warmup_ratio", "model.quantize_bits"}
+# Two warmups exclude each other, as do full training and a quantized base, and one path and several:
+# see below.
+LEFT_OUT = {"schedule.warmup_ratio", "model.quantize_bits", "data.mix"}
 
 
 def test_every_value_of_a_file_wins_over_every_default(tmp_path):
