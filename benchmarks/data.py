@@ -3,7 +3,7 @@
 ``python benchmarks/data.py scale`` builds stores of synthetic rows and opens them again, each in
 a process of its own, and prints how build rate, start, memory and restore grow.
 ``python benchmarks/data.py padding`` prints the padding of lognormal lengths for buckets and packs.
-``python benchmarks/data.py train`` trains on such rows with mlxfn and with ``mlx_lm lora``.
+``python benchmarks/data.py tokenize`` tokenizes conversations with one process and with several.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.order import Order
 from mlxfn.data.pack import pack
+from mlxfn.data.prepare import encode_splits
 from mlxfn.data.record import Record
 from mlxfn.data.rows import outcomes
 from mlxfn.data.store import StoredRows, StoreWriter, open_or_build
@@ -138,6 +139,61 @@ def in_a_process(what: str, *words: object) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def tokenize(options: argparse.Namespace) -> None:
+    """Print what tokenizing conversations takes, by one process and by several."""
+    print("| rows | MB of text | processes | wall s | CPU s here | CPU s in the others "
+          "| rows/CPU s | tokens/CPU s |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "train.jsonl"
+            path.write_text("".join(conversations(rows)), encoding="utf-8")
+            for count in (1, options.processes):
+                made = in_a_process("encode", path, count)
+                used = made["here"] + made["others"]
+                print(f"| {rows:,} | {path.stat().st_size / 1e6:.1f} | {count} | {made['s']:.1f} "
+                      f"| {made['here']:.1f} | {made['others']:.1f} | {rows / used:,.0f} "
+                      f"| {made['tokens'] / used:,.0f} |", flush=True)  # fmt: skip
+
+
+def conversations(count: int) -> Iterator[str]:
+    """Yield conversations of two turns of 5 to 60 words as lines of JSON."""
+    random = np.random.default_rng(0)
+    words = np.array(
+        [
+            "the",
+            "quick",
+            "brown",
+            "fox",
+            "what",
+            "is",
+            "two",
+            "plus",
+            "answer",
+            "four",
+            "hello",
+            "how",
+            "are",
+            "you",
+        ]
+    )
+    for _ in range(count):
+        texts = [" ".join(random.choice(words, int(random.integers(5, 60)))) for _ in range(2)]
+        turns = zip(("user", "assistant"), texts, strict=True)
+        yield json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n"
+
+
+def encode(path: Path, count: int) -> dict[str, Any]:
+    """Tokenize a file into a store and say what it took."""
+    import mlx_lm.utils
+
+    tokenizer = mlx_lm.utils.load_tokenizer(Path(locate("default", "model")))
+    begin, cpu = time.perf_counter(), time.process_time()
+    split = encode_splits(path, tokenizer, cache=path.parent / f"{count}", workers=count)["train"]
+    others = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"s": time.perf_counter() - begin, "here": time.process_time() - cpu,
+            "others": others.ru_utime + others.ru_stime, "tokens": split.report.tokens}  # fmt: skip
+
+
 def padding(_: argparse.Namespace) -> None:
     """Print the padding of lognormal lengths."""
     print("| sigma | lengths, median / mean / longest | 8 buckets | best 8 lengths there are "
@@ -179,18 +235,26 @@ def main() -> None:
     mode = modes.add_parser("scale")
     mode.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
     mode.add_argument("--folder", default=None, help="where the stores are built")
-    mode = modes.add_parser("padding")
+    modes.add_parser("padding")
+    mode = modes.add_parser("tokenize")
+    mode.add_argument("--rows", type=int, nargs="+", default=[5_000, 20_000, 80_000])
+    mode.add_argument("--processes", type=int, default=os.cpu_count() or 2)
     mode = modes.add_parser("build")
     mode.add_argument("folder", type=Path)
     mode.add_argument("count", type=int)
     modes.add_parser("start").add_argument("folder", type=Path)
+    mode = modes.add_parser("encode")
+    mode.add_argument("folder", type=Path)
+    mode.add_argument("count", type=int)
     options = parser.parse_args()
     if options.mode == "build":
         print(json.dumps(build(options.folder, options.count)))
     elif options.mode == "start":
         print(json.dumps(start(options.folder)))
+    elif options.mode == "encode":
+        print(json.dumps(encode(options.folder, options.count)))
     else:
-        {"scale": scale, "padding": padding}[options.mode](options)
+        {"scale": scale, "padding": padding, "tokenize": tokenize}[options.mode](options)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ from mlxfn.models.load import load_model
 from mlxfn.state import IGNORED
 
 LIMIT = 512
+FOLDERS = {
+    "mlx-lm, same BLAS": "mlx-lm",
+    "mlxfn, packed": "packed/adapters",
+    "mlxfn, buckets, 3 batches an update": "mixed/adapters",
+    "mlxfn, buckets": "buckets/adapters",
+}
+"""The contenders, and where their adapters are written."""
 
 
 def main() -> None:
@@ -55,9 +62,11 @@ def main() -> None:
         valid = Loader(splits["valid"].rows, 8, vocab_size=model.vocab_size, max_seq_length=LIMIT)
         print("| | marginal CPU s | marginal wall s | supervised tokens/CPU s | /wall s "
               "| padding | validation loss |\n|---|---|---|---|---|---|---|")  # fmt: skip
-        for name in ("mlx-lm, same BLAS", "mlxfn, buckets", "mlxfn, packed"):
+        for name, adapters in FOLDERS.items():
+            if not options.quick:  # the first run compiles
+                train(options, room, name, options.epochs[0])
             few, many = (train(options, room, name, epochs) for epochs in options.epochs)
-            loss = base.loss_of(model, valid, options, room / "out" / folder_of(name))
+            loss = base.loss_of(model, valid, options, room / "out" / adapters)
             cpu, wall = many.cpu_s - few.cpu_s, many.wall_s - few.wall_s
             epochs = options.epochs[1] - options.epochs[0]
             tokens = splits["train"].report.label_tokens * epochs
@@ -99,14 +108,8 @@ def about(options: argparse.Namespace, train: Split) -> str:
     )
 
 
-def folder_of(name: str) -> str:
-    """Return the folder of a contender's adapters."""
-    return {"mlx-lm, same BLAS": "mlx-lm", "mlxfn, buckets": "buckets/adapters",
-            "mlxfn, packed": "packed/adapters"}[name]  # fmt: skip
-
-
 def train(options: argparse.Namespace, room: Path, name: str, epochs: int) -> Measured:
-    """Train for some epochs; the first run of each shape compiles, so each is run twice."""
+    """Train for some epochs."""
     if name.startswith("mlx-lm"):
         command = base.mlx_lm_command(options, room, base.with_fast_blas(options), "mlx-lm")
         path = room / "mlx-lm.yaml"
@@ -117,13 +120,14 @@ def train(options: argparse.Namespace, room: Path, name: str, epochs: int) -> Me
         path.write_text(yaml.safe_dump(config))
     else:
         command = base.mlxfn_command(options, room)
-        packed = name.endswith("packed")
         settings = {"train.num_epochs": epochs, "data.max_seq_length": LIMIT}
-        settings |= {"data.packing": "true", "data.batch_size": 1} if packed else {}
+        if name.endswith("packed"):
+            settings |= {"data.packing": "true", "data.batch_size": 1}
+        if name.endswith("update"):
+            settings |= {"data.batch_size": options.batch_size // 3}
+            settings |= {"train.gradient_accumulation_steps": 3}
         command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        command[command.index("--output") + 1] = str((room / "out" / folder_of(name)).parent)
-    if not options.quick:
-        measure(command, room)
+        command[command.index("--output") + 1] = str((room / "out" / FOLDERS[name]).parent)
     return measure(command, room)
 
 
@@ -133,7 +137,8 @@ def padding(options: argparse.Namespace, room: Path, model: Any, train: Split, n
         real = train.report.tokens
         return 1 - real / base.positions_of_mlx_lm(options, room, model)
     packed = name.endswith("packed")
-    loader = Loader(train.rows, 1 if packed else options.batch_size, packing=packed,
+    size = 1 if packed else options.batch_size // (3 if name.endswith("update") else 1)
+    loader = Loader(train.rows, size, packing=packed,
                     vocab_size=model.vocab_size, max_seq_length=LIMIT)  # fmt: skip
     positions = sum(batch.tokens.size for batch in loader.epoch())
     supervised = sum(int((batch.labels != IGNORED).sum()) for batch in loader.epoch())
