@@ -66,6 +66,7 @@ def another(path: str, field: Any) -> Any:
         "optimizer.betas": [0.8, 0.95],
         "data.columns": {"text": "body"},
         "data.mix": {"a.jsonl": 0.7, "b.jsonl": 0.3},
+        "data.workers": 3,
         "log.sinks": ["jsonl"],
         "eval.sample_prompts": ["Hello"],
         "adapter.target_modules": ["o_proj"],
