@@ -34,6 +34,7 @@ FILES: dict[str, str] = {
     "docs/changelog.md": "the changelog, from the fragments",
     "docs/index.md": "the front page",
     "docs/log.md": "dead ends, with numbers",
+    "docs/performance.md": "what a run costs, measured, and what falls short",
 }
 CLOSED = {"tests", "docs/howto", "docs/explanation", "docs/reference", "docs/changelog.d"}
 """Folders that stand for what is in them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-HELPERS = {"common", "peft_side"}  # no commands of their own
+HELPERS = {"common", "peft_side", "plots"}  # no commands of their own
 QUICK = {
     "against_mlx_lm": ["--quick"],
     "against_peft": ["--quick"],
@@ -51,3 +52,15 @@ def test_the_page_has_a_line_for_each_file():
     """Somebody who looks for a question finds the command that answers it."""
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert [name for name in sorted(names()) if f"`{name}.py`" not in page] == []
+
+
+def test_the_plots_show_the_figures_of_the_page():
+    """A table that was measured again beside an old plot contradicts itself."""
+    spec = importlib.util.spec_from_file_location("plots", FOLDER / "plots.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    drawn = module.plots(module.PAGE.read_text(encoding="utf-8"))
+    old = [name for name, text in drawn.items() if (module.DOCS / name).read_text() != text]
+    assert old == [], "run python benchmarks/plots.py"
