@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mlxfn as mf
 from mlxfn.configfile import build
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.mix import exact_weights, first_of, largest_remainder
 from mlxfn.data.mixed_rows import MixedRows
 from mlxfn.data.prepare import encode_splits
-from mlxfn.errors import ConfigError, DataError
+from mlxfn.errors import CheckpointError, ConfigError, DataError
 from tests.data.helpers import VOCAB, rows_of, seeds, write_jsonl
+from tests.support.runs import small_config, sums, write_rows
 from tests.support.tokenizers import wrapped
 
 OPTIONS = {"vocab_size": VOCAB, "max_seq_length": 64}
@@ -208,3 +211,32 @@ def test_a_mix_is_written_in_the_configuration():
     for wrong in ({"data.mix": {"a": -1}}, {"data.mix": mix, "data.path": "c"}):
         with pytest.raises(ConfigError):
             build(wrong)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_run_on_a_mix_that_is_resumed_ends_with_the_same_bytes(tmp_path, packing):
+    """From the store, in the middle of the second epoch, where one source is in its third pass."""
+    write_rows(tmp_path / "a.jsonl", sums(7))
+    write_rows(tmp_path / "b.jsonl", sums(14, offset=50))
+    settings = {
+        "data__mix": {str(tmp_path / "a.jsonl"): 0.6, str(tmp_path / "b.jsonl"): 0.4},
+        "data__path": "default",
+        "data__cache": str(tmp_path / "cache"),
+        "data__valid_fraction": 0.2,
+        "data__packing": packing,
+        "checkpoint__save_steps": 1,
+    }
+    whole = mf.train(small_config(tmp_path / "whole", **settings))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    paths = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    paths[-1].unlink()
+    cut = mf.train(small_config(tmp_path / "cut", **settings), mode="resume")
+    adapters = [
+        (tmp_path / run / "adapters" / "adapters.safetensors").read_bytes()
+        for run in ("whole", "cut")
+    ]
+    assert adapters[0] == adapters[1]
+    assert cut.history == whole.history
+    other = {**settings, "data__mix": dict.fromkeys(settings["data__mix"], 0.5)}
+    with pytest.raises(CheckpointError, match=r"data\.mix"):
+        mf.train(small_config(tmp_path / "cut", **other), mode="resume")
