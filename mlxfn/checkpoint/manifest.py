@@ -41,6 +41,7 @@ _MAX_DIMENSIONS = 32
 # Bytes that each of these characters can make Python allocate when the text is parsed.
 _COST = {b"{": 190, b"[": 90, b",": 72}
 _FREE_COST = 32 << 20
+_SCALARS = frozenset({type(None), bool, int, float, str})
 
 
 def compose(
@@ -129,13 +130,19 @@ def fits(value: Any, hint: Any) -> bool:
 
 def plain(value: Any, where: str, *, tuples: bool = False) -> Any:
     """Copy a JSON value, so that nothing that happens later can change what is written."""
-    if value is None or type(value) in {bool, int, float, str}:
+    if type(value) in _SCALARS:
         return value
+    if type(value) is dict and _SCALARS.issuperset(map(type, value.values())) and _named(value):
+        return dict(value)  # most of a history, and most of a small save's pause
     if isinstance(value, list) or (tuples and isinstance(value, tuple)):
         return [plain(item, f"{where}[{i}]", tuples=tuples) for i, item in enumerate(value)]
-    if isinstance(value, Mapping) and all(type(name) is str for name in value):
+    if isinstance(value, Mapping) and _named(value):
         return {name: plain(item, f"{where}.{name}", tuples=tuples) for name, item in value.items()}
     raise TypeError(f"{where} is {type(value).__name__} {value!r}, expected a JSON value")
+
+
+def _named(value: Mapping[Any, Any]) -> bool:
+    return all(type(name) is str for name in value)
 
 
 def _dump(value: Any) -> bytes:
