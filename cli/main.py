@@ -9,7 +9,18 @@ from typing import Annotated, cast
 import typer
 from typer.main import get_command
 
-from mlxfn_cli import checkpoints, config, data, export, generate, render, report, train, verify
+from mlxfn_cli import (
+    checkpoints,
+    config,
+    data,
+    export,
+    generate,
+    plan,
+    render,
+    report,
+    train,
+    verify,
+)
 from mlxfn_cli import eval as evaluation
 
 app = typer.Typer(
@@ -26,6 +37,7 @@ app.command("eval")(evaluation.evaluate)
 app.command()(generate.generate)
 app.command()(export.export)
 app.command()(data.data)
+app.command()(plan.plan)
 app.command()(checkpoints.checkpoints)
 app.command()(report.report)
 app.command()(verify.verify)

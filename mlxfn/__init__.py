@@ -1,10 +1,11 @@
 """Fine-tuning is a fold: a pure, compiled step over an immutable state."""
 
-from mlxfn import blas, jit
+from mlxfn import blas, jit, scheduling
 
-# A fast BLAS and a private compile cache work only when they are there before mlx.core loads.
+# These work only when they are there before mlx.core loads, or before it first evaluates.
 blas.setup()
 jit.setup()
+scheduling.setup()
 
 from mlxfn.config import Config  # noqa: E402
 from mlxfn.configfile import load as load_config  # noqa: E402

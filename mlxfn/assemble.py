@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import mlx.core as mx
 
-from mlxfn import blas, memory, monitors, tree
+from mlxfn import blas, memory, monitors
 from mlxfn.config import Config
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.prepare import Split, encode_splits
 from mlxfn.data.report import DataReport
 from mlxfn.data.rows import Rows
-from mlxfn.errors import DataError, MemoryBudgetError
+from mlxfn.errors import DataError
 from mlxfn.evaluate import Evaluate, make_evaluate
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.adapter import Adapter
-from mlxfn.models.head import HeadSplit, split_head
+from mlxfn.models.execution import PLAIN, Execution
+from mlxfn.models.head import read_by_head, split_head
 from mlxfn.models.load import load_model
 from mlxfn.models.lora import dora, full, lora
-from mlxfn.models.model import Model, compute_dtype
+from mlxfn.models.model import Model
 from mlxfn.monitors import Monitor
-from mlxfn.state import Batch, LossFn, RunState
+from mlxfn.planning import CHUNK, LARGE_LOGITS, choose
+from mlxfn.state import LossFn, RunState
 from mlxfn.step import Step, init_state, make_step
 from mlxfn.transforms import (
     SCHEDULES,
@@ -36,12 +37,6 @@ from mlxfn.transforms import (
     clip_by_global_norm,
 )
 from mlxfn.transforms.optimizers import build_optimizer
-
-LARGE_LOGITS = 2**26
-"""Logits of a micro-batch (256 MB in fp32) from which on they are never held all at once."""
-
-MOMENTS = {"sgd": 0, "lion": 1, "muon": 1, "adafactor": 0}
-"""Values an optimizer keeps for each trainable one, where it is not two."""
 
 EMBEDDED = "default"
 """The path that stands for the model and the data that ship with mlxfn."""
@@ -94,11 +89,12 @@ class Job:
         }
 
 
-def assemble(config: Config) -> Job:
+def assemble(config: Config, decided: Execution | None = None) -> Job:
     """Load the model and the data and build every piece of the run; nothing is written.
 
     Args:
         config: The run's settings.
+        decided: How a run that goes on executes; a new one chooses.
 
     Raises:
         ConfigError: The model, the adapter or a target module is not there or does not fit.
@@ -110,7 +106,9 @@ def assemble(config: Config) -> Job:
     train = make_loader(config, model, splits["train"].rows, training=True)
     valid = make_loader(config, model, splits["valid"].rows) if "valid" in splits else None
     plan = make_plan(config, train.batches_per_epoch)
-    adapter, needs = fit(config, model, data_tokens=splits["train"].rows.token_count)
+    choice, budget = choose(config, model, data_tokens=splits["train"].rows.token_count)
+    execution = decided or choice.execution
+    adapter = make_adapter(config, model, execution)
     tx = make_transform(config, plan)
     fingerprints = {"model": model.fingerprint} | {
         f"data.{name}": split.rows.fingerprint() for name, split in splits.items()
@@ -130,7 +128,7 @@ def assemble(config: Config) -> Job:
             accumulate=config.train.gradient_accumulation_steps,
         ),
         # Validation reports the plain cross-entropy: a perplexity of a smoothed loss is none.
-        evaluate=make_evaluate(make_loss(config, adapter)),
+        evaluate=make_evaluate(make_loss(config, adapter, gradient=False)),
         monitors=watching,
         state=RunState(
             train=init_state(adapter.params, tx, seed=config.train.seed),
@@ -138,7 +136,7 @@ def assemble(config: Config) -> Job:
             | {"rollback": {"count": 0}},
         ),
         fingerprints=fingerprints,
-        memory=needs,
+        memory={**choice.to_dict(), "budget_gb": budget / memory.GB, **attrs.asdict(execution)},
     )
 
 
@@ -292,63 +290,15 @@ def decays(path: str) -> bool:
     return not path.endswith(".bias") and "norm" not in path
 
 
-def fit(config: Config, model: Model, *, data_tokens: int) -> tuple[Adapter, dict[str, Any]]:
-    """Return the adapter with as much recompute as the memory budget asks for, and the estimate.
-
-    Raises:
-        MemoryBudgetError: Even with every layer recomputed the estimate is over a budget that
-            was given. A budget of "auto" only chooses: the estimate is no reason to refuse.
-    """
-    budget = memory.budget_gb(config.memory.budget_gb)
-    auto = config.train.remat == "auto"
-    remat = "none" if auto else config.train.remat
-    adapter = make_adapter(config, model, remat=remat)
-    table = estimate(config, adapter, remat, data_tokens)
-    if auto and table.total > budget * memory.GB:
-        remat = "all"
-        adapter = make_adapter(config, model, remat=remat)
-        table = estimate(config, adapter, remat, data_tokens)
-    if config.memory.budget_gb != "auto" and table.total > budget * memory.GB:
-        raise MemoryBudgetError(
-            "the run does not fit the memory budget",
-            where="memory.budget_gb",
-            got=f"about {table.total / memory.GB:.2f} GB for one update, {remat} recomputed",
-            expected=f"at most {budget:.2f} GB",
-            remedy="lower data.batch_size or data.max_seq_length, quantize the base with "
-            "model.quantize_bits = 4, or set train.remat = 'all'",
-        )
-    parts = {f"{name}_gb": size / memory.GB for name, size in attrs.asdict(table).items()}
-    total = {"total_gb": table.total / memory.GB, "budget_gb": budget}
-    return adapter, {**parts, **total, "remat": remat}
-
-
-def estimate(config: Config, adapter: Adapter, remat: str | int, data_tokens: int) -> memory.Table:
-    """Return the memory of one update, by arithmetic."""
-    model = adapter.model
-    shape = memory.shape_of(model.config, model.vocab_size)
-    recomputed = {"none": 0, "all": shape.layers}.get(str(remat), remat)
-    return memory.estimate(
-        shape,
-        base_bytes=model.nbytes(),
-        trainable=adapter.parameter_count(),
-        batch_size=config.data.batch_size,
-        length=config.data.max_seq_length,
-        dtype_bytes=4 if compute_dtype(model.module) == "float32" else 2,
-        moments=MOMENTS.get(config.optimizer.name, 2),
-        accumulation=config.train.gradient_accumulation_steps,
-        remat_layers=int(recomputed),
-        data_tokens=data_tokens,
-    )
-
-
-def make_adapter(config: Config, model: Model, *, remat: str | int = "none") -> Adapter:
+def make_adapter(config: Config, model: Model, execution: Execution = PLAIN) -> Adapter:
     """Return what is trained, as the configuration says."""
     settings = config.adapter
     common: dict[str, Any] = {
         "num_layers": settings.num_layers,
         "init_from": settings.init_from,
         "packed": config.data.packing,
-        "remat": remat,
+        "remat": execution.remat,
+        "lean": execution.lean,
     }
     if settings.kind == "full":
         return full(model, **common)
@@ -360,26 +310,35 @@ def make_adapter(config: Config, model: Model, *, remat: str | int = "none") -> 
         rslora=settings.rslora,
         target_modules=settings.target_modules,
         seed=config.train.seed,
+        quantized=execution.quantized,
         **common,
     )
 
 
-def make_loss(config: Config, adapter: Adapter, *, label_smoothing: float = 0.0) -> LossFn:
-    """Return the loss: from full logits where they are small, from hidden states otherwise."""
+def make_loss(
+    config: Config, adapter: Adapter, *, label_smoothing: float = 0.0, gradient: bool = True
+) -> LossFn:
+    """Return the loss: from full logits where they are small, from hidden states otherwise.
+
+    Args:
+        config: The run's settings.
+        adapter: What is trained.
+        label_smoothing: Of the training loss.
+        gradient: False for a loss that is only evaluated.
+    """
     data = config.data
     logits = data.batch_size * data.max_seq_length * adapter.model.vocab_size
     split = split_head(adapter) if logits >= LARGE_LOGITS else None
-    if split is None or not is_frozen(split, adapter):
+    if split is None:
         return causal_lm_loss(adapter.apply, label_smoothing=label_smoothing)
-    return chunked_causal_lm_loss(split.hidden_apply, split.head, label_smoothing=label_smoothing)
-
-
-def is_frozen(split: HeadSplit, adapter: Adapter) -> bool:
-    """Return whether no trainable parameter has a part in the head."""
-    ids = mx.zeros((1, 1), mx.int32)
-    hidden = split.hidden_apply(adapter.params, Batch(ids, ids, mx.ones_like(ids)), None)
-    grads = mx.grad(lambda params: mx.sum(split.head(params, hidden)))(adapter.params)
-    return not float(tree.global_norm(grads))
+    return chunked_causal_lm_loss(
+        split.hidden_apply,
+        split.head,
+        trained=read_by_head(split, adapter),
+        chunk_size=CHUNK,
+        label_smoothing=label_smoothing,
+        gradient=gradient,
+    )
 
 
 def make_monitors(config: Config) -> dict[str, Monitor]:

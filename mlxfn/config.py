@@ -67,6 +67,12 @@ class ModelConfig:
     quantize_group_size: Literal[32, 64, 128] = key(
         64, "Weights that share one quantization scale."
     )
+    quantized_matmul: Literal["auto", "packed", "unpacked"] = key(
+        "auto",
+        "How quantized layers multiply in training: by packed weights, or by weights unpacked "
+        "for each product; auto times both.",
+        may_change=True,
+    )
     trust_remote_code: bool = key(False, "Run model code that ships with the weights.")
 
 
@@ -217,11 +223,17 @@ class TrainConfig:
     seed: int = key(
         0, "Seed of order, dropout and adapter.", check=("0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
     )
-    remat: Literal["auto", "none", "all"] | int = key(
+    remat: Literal["auto", "none", "mlp", "all"] | int = key(
         "auto",
-        "Recompute activations in the backward pass: in no layer, in all, or in the first n.",
-        check=("auto, none, all or an integer >= 0", lambda x: isinstance(x, str) or x >= 0),
+        "Recompute activations in the backward pass: of no layer, of every MLP, of all layers, or "
+        "of the first n; auto as the budget asks.",
+        check=("auto, none, mlp, all or an integer >= 0", lambda x: isinstance(x, str) or x >= 0),
         aliases=("grad_checkpoint", "gradient_checkpointing"),
+    )
+    lean: Literal["auto", "none", "mlp", "all"] = key(
+        "auto",
+        "Keep only the outputs of an MLP's first layers (all: of attention's too) for the "
+        "backward pass; the same values.",
     )
 
 

@@ -53,6 +53,23 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocab: int
+    experts: int = 1  # a token goes through
+
+    @property
+    def queries(self) -> int:
+        """Width of all queries of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Width of all keys of a token, and of all values."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights that a token is multiplied by in one layer."""
+        attention = self.hidden * (2 * self.queries + 2 * self.keys)
+        return attention + 3 * self.hidden * self.intermediate
 
 
 def shape_of(config: Mapping[str, Any], vocab_size: int) -> Shape:
@@ -64,7 +81,7 @@ def shape_of(config: Mapping[str, Any], vocab_size: int) -> Shape:
 
     Example:
         >>> shape_of({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}, 100)
-        Shape(hidden=64, layers=2, intermediate=256, heads=4, kv_heads=4, head_dim=16, vocab=100)
+        Shape(hidden=64, layers=2, intermediate=256, heads=4, kv_heads=4, head_dim=16, vocab=100, experts=1)
     """
     text = {**config, **(config.get("text_config") or {})}
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
@@ -79,7 +96,50 @@ def shape_of(config: Mapping[str, Any], vocab_size: int) -> Shape:
         kv_heads=text.get("num_key_value_heads") or heads,
         head_dim=text.get("head_dim") or hidden // heads,
         vocab=vocab_size,
+        experts=experts,
     )
+
+
+@attrs.frozen
+class Workload:
+    """One update, as far as its memory and time depend on it.
+
+    Args:
+        base_bytes: Of the frozen weights, as they are held.
+        trainable: Number of trainable values.
+        batch_size: Rows in a micro-batch.
+        length: Tokens in a row.
+        dtype_bytes: Bytes of a value in the forward pass: 4 for fp32, 2 for bf16 and fp16.
+        inputs: Layers whose input a gradient needs: ``"attention"`` (queries, keys, values),
+            ``"output"``, ``"mlp"`` (gate and up), ``"down"``.
+        moments: Values the optimizer keeps for each trainable one: 2 for Adam, 1 for Lion.
+        accumulation: Micro-batches in an update.
+        chunk: Positions whose logits exist at a time; 0 for all.
+        fused_attention: Whether the device has an attention kernel with a gradient, which
+            keeps no probabilities.
+        unpacked: Whether quantized weights are unpacked for their products.
+        run_ahead: Bytes of arrays that the CPU makes before the device is done with others.
+        data_tokens: Tokens of the data set, on the host.
+    """
+
+    base_bytes: int
+    trainable: int
+    batch_size: int
+    length: int
+    dtype_bytes: int
+    inputs: frozenset[str] = frozenset({"attention"})
+    moments: int = 2
+    accumulation: int = 1
+    chunk: int = 0
+    fused_attention: bool = False
+    unpacked: bool = False
+    run_ahead: int = 0
+    data_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a micro-batch."""
+        return self.batch_size * self.length
 
 
 @attrs.frozen
@@ -91,9 +151,10 @@ class Table:
     optimizer: int  # moments of the trainable values
     gradients: int  # of the trainable values, and their sum over micro-batches
     activations: int  # kept from the forward pass for the backward pass
-    logits: int  # logits, their fp32 copy, and its gradient
+    working: int  # what the backward pass of one layer holds besides
+    logits: int  # logits, what the loss makes of them in fp32, and the gradient of both
+    run_ahead: int  # of the CPU before the device
     data: int  # token ids and labels on the host
-    overhead: int  # the runtime, its compiled kernels, and what the scheduler runs ahead
 
     @property
     def total(self) -> int:
@@ -102,73 +163,91 @@ class Table:
 
 
 def estimate(
-    shape: Shape,
-    *,
-    base_bytes: int,
-    trainable: int,
-    batch_size: int,
-    length: int,
-    dtype_bytes: int,
-    moments: int = 2,
-    accumulation: int = 1,
-    remat_layers: int = 0,
-    data_tokens: int = 0,
+    shape: Shape, work: Workload, *, remat: str | int = "none", lean: str = "none"
 ) -> Table:
     """Return what one update takes, by counting the arrays that have to be there at once.
 
     Args:
         shape: Sizes of the decoder.
-        base_bytes: Bytes of the frozen weights.
-        trainable: Number of trainable values.
-        batch_size: Rows in a micro-batch.
-        length: Tokens in a row.
-        dtype_bytes: Bytes of a value in the forward pass: 4 for fp32, 2 for bf16 and fp16.
-        moments: Values the optimizer keeps for each trainable one: 2 for Adam, 1 for Lion.
-        accumulation: Micro-batches in an update.
-        remat_layers: Layers that recompute their activations.
-        data_tokens: Tokens of the data set.
+        work: What an update is.
+        remat: ``"none"``, ``"mlp"``, ``"all"`` or n layers: what recomputes its activations.
+        lean: ``"none"``, ``"mlp"`` or ``"all"``: blocks that keep their first layers' outputs.
 
     Example:
         >>> llama = Shape(4096, 32, 14336, 32, 8, 128, 32768)
-        >>> common = dict(base_bytes=4 * 10**9, trainable=10**7, batch_size=1, length=2048)
-        >>> whole = estimate(llama, **common, dtype_bytes=2)
-        >>> less = estimate(llama, **common, dtype_bytes=2, remat_layers=32)
+        >>> work = Workload(4 * 10**9, 10**7, 1, 2048, dtype_bytes=2, fused_attention=True)
+        >>> whole, less = estimate(llama, work), estimate(llama, work, remat="all")
         >>> less.activations < whole.activations / 10
         True
     """
-    tokens = batch_size * length
-    held = {
-        "base": base_bytes,
-        "adapter": trainable * _MASTER,
-        "optimizer": trainable * _MASTER * moments,
-        "gradients": trainable * _MASTER * (2 if accumulation > 1 else 1),
-        "activations": tokens * activation_values(shape, remat_layers) * dtype_bytes,
-        "logits": tokens * shape.vocab * (dtype_bytes + 2 * _MASTER),
-        "data": data_tokens * 2 * 4,  # ids and labels, int32
-    }
-    # Chosen so that the totals fit a 6-layer model on a CPU: 11% above the measured peak and 7%
-    # below it (LoRA on two modules, on all); 42% above where every layer recomputes, because
-    # the fixed part weighs more there.
-    return Table(**held, overhead=(64 << 20) + sum(held.values()) // 20)
+    value = work.dtype_bytes
+    recomputed = recomputed_layers(shape, remat)
+    kept = layer_values(shape, work, lean=lean, mlp=remat != "mlp")
+    inside = layer_values(shape, work, lean=lean)
+    activations = (shape.layers - recomputed) * kept + recomputed * shape.hidden
+    working = backward_values(shape, work)
+    if remat == "mlp":
+        working += inside - kept
+    elif recomputed:
+        working += inside
+    positions = min(work.chunk, work.tokens) if work.chunk else work.tokens
+    dense = 2 * shape.hidden * shape.intermediate // max(shape.experts, 1) * value
+    return Table(
+        base=work.base_bytes,
+        adapter=work.trainable * _MASTER,
+        optimizer=work.trainable * _MASTER * work.moments,
+        gradients=work.trainable * _MASTER * (2 if work.accumulation > 1 else 1),
+        activations=work.tokens * activations * value,
+        working=work.tokens * working * value + (dense if work.unpacked else 0),
+        logits=positions * shape.vocab * (2 * value + 4 * _MASTER),
+        run_ahead=work.run_ahead,
+        data=work.data_tokens * 2 * 4,  # ids and labels, int32
+    )
 
 
-def activation_values(shape: Shape, remat_layers: int = 0) -> int:
-    """Return how many values a token leaves behind in the forward pass for the backward pass.
+def recomputed_layers(shape: Shape, remat: str | int) -> int:
+    """Return how many whole layers a ``remat`` setting recomputes.
 
-    Of a layer: the residual stream before and after attention, both norms' outputs, queries,
-    keys and values before and after rotation, attention's output, and in the MLP gate, up, the
-    activation and the product. A layer that recomputes leaves its input; while the backward
-    pass is in one such layer, all of that layer is there.
+    Example:
+        >>> recomputed_layers(Shape(8, 4, 16, 2, 2, 4, 100), "all")
+        4
+    """
+    return min({"none": 0, "mlp": 0, "all": shape.layers}.get(str(remat), remat), shape.layers)  # type: ignore[type-var]
+
+
+def layer_values(shape: Shape, work: Workload, *, lean: str = "none", mlp: bool = True) -> int:
+    """Return how many values a token leaves behind in a layer for the backward pass.
+
+    The residual stream before attention and before the MLP; the normed inputs of layers that
+    are adapted; rotated queries and keys, values, and what attention gives (with a fused
+    gradient) or its probabilities (without); gate, up, the sigmoid and the activation. Lean
+    blocks keep queries, keys and values as projected, and gate and up.
 
     Args:
         shape: Sizes of the decoder.
-        remat_layers: Layers that recompute.
+        work: What an update is.
+        lean: As in :func:`estimate`.
+        mlp: Whether the MLP keeps its activations.
     """
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    layer = 4 * shape.hidden + 3 * queries + 3 * keys + 4 * shape.intermediate
-    recomputed = min(remat_layers, shape.layers)
-    inside = layer if recomputed else 0
-    return (shape.layers - recomputed) * layer + recomputed * shape.hidden + inside
+    projected = shape.queries + 2 * shape.keys
+    attended = shape.queries if work.fused_attention else shape.heads * work.length
+    attention = projected if lean == "all" else projected + attended
+    values = 2 * shape.hidden + attention
+    values += shape.hidden * len(work.inputs & {"attention", "mlp"})
+    if "output" in work.inputs and lean != "all":
+        values += shape.queries
+    if not mlp:
+        return values
+    sparse = shape.experts > 1  # experts are not made lean
+    values += (4 if lean == "none" or sparse else 2) * shape.intermediate
+    return values + (shape.intermediate if "down" in work.inputs and lean == "none" else 0)
+
+
+def backward_values(shape: Shape, work: Workload) -> int:
+    """Return how many values of a token one layer's backward pass holds besides what was kept."""
+    scores = 0 if work.fused_attention else 3 * shape.heads * work.length
+    wide = (5 if "down" in work.inputs else 3) * shape.intermediate
+    return 2 * shape.hidden + max(wide, scores + 2 * shape.queries)
 
 
 SHARE = 0.67

@@ -21,6 +21,7 @@ from mlxfn.ending import answer_samples, finish, stopped
 from mlxfn.errors import CheckpointError
 from mlxfn.governor import Governor, governed
 from mlxfn.health import already_over, judge_update, observe, stopped_early
+from mlxfn.models.execution import Execution
 from mlxfn.recorder import Recorder, remember, updates_applied
 from mlxfn.result import FINISHED, Ending, TrainingResult
 from mlxfn.rundir import Mode, RunDir, open_run
@@ -59,7 +60,7 @@ def train(
     ):
         try:
             with stop.giving_up():
-                job = assemble(config)
+                job = assemble(config, decided(folder) if mode == "resume" else None)
             governor.expect(job.model.module.parameters(), tree.lower(job.state.train))
             with open_recorder(job, folder, sinks, governor) as record:
                 state, pending = (resume if mode == "resume" else begin)(job, folder, record, stop)
@@ -93,10 +94,20 @@ def open_recorder(
                 sink.close()
 
 
+def decided(folder: RunDir) -> Execution | None:
+    """Return how the run in the folder executes, if it says so."""
+    plan = folder.read_plan()
+    try:
+        return Execution(**plan) if plan else None
+    except TypeError:  # written by another version
+        return None
+
+
 def begin(job: Job, folder: RunDir, record: Recorder, stop: StopRequest) -> tuple[RunState, bool]:
     """Write down what is about to run, and how good the model is before it."""
     state = job.state
-    folder.write_start(configfile.to_nested(job.config), job.fingerprints)
+    plan = attrs.asdict(job.adapter.execution)
+    folder.write_start(configfile.to_nested(job.config), job.fingerprints, plan)
     record.tell(events.Start, state, resumed=False, run=job.summary())
     answer_samples(job, state, record, stop, when="before")
     if job.valid is not None and job.config.eval.eval_at_start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,14 @@ Mode = Literal["new", "resume", "fresh"]
 
 _PATIENCE_S = 0.5  # until a run directory that is held is refused
 
-_FILES = ("events.jsonl", "report.json", "report.html", "environment.json", "config.toml")
+_FILES = (
+    "events.jsonl",
+    "report.json",
+    "report.html",
+    "environment.json",
+    "plan.json",
+    "config.toml",
+)
 _HEADING = """\
 # Every setting of this run, as it was resolved. Settings without a value are left out.
 
@@ -67,6 +75,11 @@ class RunDir:
         return self.path / "environment.json"
 
     @property
+    def plan(self) -> Path:
+        """How the run executes: a resumed run does as it did, whatever is free by then."""
+        return self.path / "plan.json"
+
+    @property
     def events(self) -> Path:
         """One event per line."""
         return self.path / "events.jsonl"
@@ -96,23 +109,38 @@ class RunDir:
         """The file whose lock the running process holds; it stays when the process ends."""
         return self.path / "run.lock"
 
+    def read_plan(self) -> dict[str, Any] | None:
+        """Return what plan.json says; None where there is none that can be read."""
+        try:
+            plan = json.loads(self.plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return plan if isinstance(plan, dict) else None
+
     def holds_run(self) -> bool:
         """Whether anything of a run is there already."""
         return any(os.path.lexists(self.path / name) for name in _FILES) or any(
             any(_ours(self.path / name)) for name in _FOLDERS
         )
 
-    def write_start(self, config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
-        """Write config.toml and environment.json.
+    def write_start(
+        self,
+        config: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+        plan: Mapping[str, Any],
+    ) -> None:
+        """Write config.toml, plan.json and environment.json.
 
         Args:
             config: Every setting as nested tables, without those that are None.
             fingerprints: What identifies the model and the data.
+            plan: How the run executes, where its settings leave that open.
 
         Raises:
             RunDirError: A file cannot be written.
         """
         self._write(self.config, utf8(_HEADING + tomli_w.dumps(config)))
+        self._write(self.plan, utf8(json_text(dict(plan), indent=2) + "\n"))
         around = {**environment(), "fingerprints": dict(fingerprints)}
         self._write(self.environment, utf8(json_text(around, indent=2) + "\n"))
 
@@ -197,7 +225,7 @@ def open_run(path: Path, *, mode: Mode = "new") -> Generator[RunDir]:
     Example:
         >>> import tempfile
         >>> with open_run(Path(tempfile.mkdtemp()) / "first") as run:
-        ...     run.write_start({"adapter": {"rank": 8}}, {})
+        ...     run.write_start({"adapter": {"rank": 8}}, {}, {})
         >>> "rank = 8" in run.config.read_text()
         True
     """

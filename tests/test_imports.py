@@ -29,6 +29,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "blas",
         "signals",
         "cgroup",
+        "scheduling",
     ),
     "values": ("state", "config", "configfile", "result"),
     "leaves": (
@@ -42,7 +43,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "events",
         "chart",
     ),
-    "composers": ("step", "evaluate", "data.cursor", "data.prefetch"),
+    "composers": ("step", "evaluate", "timing", "data.cursor", "data.prefetch"),
     "edges": (
         "data.records",
         "data.readers",
@@ -68,7 +69,9 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "testing",
     ),
     "assembly": (
+        "planning",
         "assemble",
+        "measure",
         "governor",
         "recorder",
         "rundir",

@@ -49,7 +49,7 @@ except RunDirError as error:
 def with_run(path: Path) -> RunDir:
     """Return a folder that holds a run of one checkpoint and exports."""
     with open_run(path) as run:
-        run.write_start({"adapter": {"rank": 8}}, {})
+        run.write_start({"adapter": {"rank": 8}}, {}, {})
         run.write_report({"steps": 1})
         run.events.write_text('{"event": "start", "update": 0}\n{"event": "step", "update": 1}\n')
         for folder in (run.checkpoints, run.adapters, run.best):
@@ -250,7 +250,7 @@ def test_the_settings_written_are_the_settings_read(tmp_path):
     """config.toml alone repeats the run."""
     config = configfile.load(overrides={"adapter.rank": 8, "data.columns": {"text": "q"}}).config
     with open_run(tmp_path) as run:
-        run.write_start(configfile.to_nested(config), {"model": "abc", "data.train": "def"})
+        run.write_start(configfile.to_nested(config), {"model": "abc", "data.train": "def"}, {})
     assert configfile.load(run.config).config == config
     around = json.loads(run.environment.read_text())
     assert around["fingerprints"] == {"model": "abc", "data.train": "def"}

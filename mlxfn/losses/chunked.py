@@ -62,10 +62,6 @@ def chunked_cross_entropy(
         of_weights = [mx.zeros_like(weight) for weight in weights]
         for start in range(0, flat.shape[0], chunk_size):
             part = flat[start : start + chunk_size]
-            if not gradient:
-                (part,) = mx.depends([part], [total])
-                total = total + chunk_loss(start, part, weights)
-                continue
             if start:
                 # Ordered after all of the chunk before it, so that only one chunk's logits are
                 # alive: a sum that may wait for the end keeps what it is the sum of.
@@ -74,13 +70,18 @@ def chunked_cross_entropy(
             total = total + loss
             of_rows.append(of_part)
             of_weights = [a + b for a, b in zip(of_weights, more, strict=True)]
-        if not gradient:
-            return (total,)
         return total, mx.concatenate(of_rows).reshape(rows.shape), *of_weights
+
+    def value() -> mx.array:
+        flat, total = hidden.reshape(-1, hidden.shape[-1]), mx.array(0.0)
+        for start in range(0, targets.size, chunk_size):
+            (part,) = mx.depends([flat[start : start + chunk_size]], [total])
+            total = total + chunk_loss(start, part, weights)
+        return total
 
     weight = mx.sum(labels != IGNORED).astype(mx.float32)
     if not gradient:
-        return Weighted(forward(hidden, *weights)[0], weight)
+        return Weighted(value(), weight)
 
     loss_and_gradients: Any = mx.custom_function(forward)
 

@@ -82,6 +82,48 @@ def load_model(
     )
 
 
+def load_skeleton(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantize_bits: int | None = None,
+    quantize_group_size: int | None = None,
+) -> Model:
+    """Return a model of which every size is known and no weight is in memory.
+
+    MLX is lazy: its arrays say how large they would be, and none is ever to be evaluated. The
+    weight files need not be there; of a model on the hub only ``config.json`` is fetched.
+
+    Args:
+        path: Folder or hub name.
+        revision: Branch, tag or commit on the hub.
+        dtype: As in :func:`load_model`.
+        quantize_bits: As there.
+        quantize_group_size: As there.
+
+    Raises:
+        ConfigError: There is no ``config.json``, or mlx-lm has no code for the model.
+    """
+    name = str(path)
+    folder = _find(name, revision, only=["config.json"])
+    config = _read_config(folder, name)
+    _refuse_custom_code(config, name, trusted=False)
+    there = any(folder.glob("model*.safetensors"))
+    module, config = _build(folder, name, trusted=False, strict=there)
+    if not there:
+        packing = config.get("quantization")
+        if isinstance(packing, dict):
+            _quantize(module, {}, packing["bits"], packing["group_size"])
+        kept = str(config.get("torch_dtype") or config.get("dtype"))
+        module.set_dtype(_DTYPES.get(kept, mx.bfloat16))
+    _set_dtype(module, dtype)
+    if quantize_bits is not None:
+        config = _quantize(module, config, quantize_bits, quantize_group_size or 64)
+    module.freeze()
+    return Model(module, config=config, path=name, vocab_size=_vocab_size(module, config))
+
+
 def fingerprint(folder: Path, weights: list[Path]) -> str:
     """Return a SHA-256 that tells a model's files from others, without reading all of them.
 
@@ -134,7 +176,7 @@ def _unusable(name: str, why: str, remedy: str | None = None) -> ConfigError:
     )
 
 
-def _find(name: str, revision: str | None) -> Path:
+def _find(name: str, revision: str | None, only: list[str] | None = None) -> Path:
     """Return the local folder of a model, downloading it where it is a hub name."""
     try:
         folder = expand(name)
@@ -148,7 +190,8 @@ def _find(name: str, revision: str | None) -> Path:
     if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
         raise _not_there(name, f"no folder {folder.absolute()}", "check the path")
     try:
-        return _mlx_lm()._download(name, revision=revision)  # noqa: SLF001 - it has no other name
+        download = _mlx_lm()._download  # noqa: SLF001 - it has no other name
+        return download(name, revision=revision, allow_patterns=only)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _not_there(
@@ -195,9 +238,11 @@ def _check_weights(folder: Path, name: str) -> list[Path]:
     return files
 
 
-def _build(folder: Path, name: str, trusted: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _build(
+    folder: Path, name: str, trusted: bool, *, strict: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        return _mlx_lm().load_model(folder, lazy=True, trust_remote_code=trusted)
+        return _mlx_lm().load_model(folder, lazy=True, strict=strict, trust_remote_code=trusted)
     except Exception as error:
         raise _unusable(name, _why(error), "check config.json and the weights") from error
 

@@ -24,6 +24,7 @@ from mlxfn.errors import ConfigError
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.adapter import Adapter
 from mlxfn.models.clone import clone_module
+from mlxfn.models.execution import Execution
 from mlxfn.models.export import export_mlx_lm
 from mlxfn.models.head import split_head
 from mlxfn.models.model import Model, compute_dtype
@@ -105,7 +106,7 @@ def _pieces(job: Job, base: Mapping[str, mx.array], batch: Batch, near: float) -
     full = config.adapter.kind == "full"
     drops = attrs.evolve(config.adapter, dropout=config.adapter.dropout or DROPOUT)
     dropping = config if full else attrs.evolve(config, adapter=drops)
-    plain, again = (make_adapter(dropping, job.model, remat=r) for r in ("none", "all"))
+    plain, again = (make_adapter(dropping, job.model, Execution(remat=r)) for r in ("none", "all"))
     smoothing = config.train.label_smoothing
     exact = compute_dtype(job.model.module) == "float32"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
