@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# Whoever starts the tests in the background may have told them to ignore Ctrl-C, and so every
+# process that they start; a run leaves a signal that is ignored alone, as it should.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test may reach for the hub: a name that is not on this machine fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -311,7 +311,8 @@ def _of_type(kind: Any) -> st.SearchStrategy[Any]:
     if origin is tuple:
         return st.tuples(*(_of_type(kind) for kind in arguments))
     if origin is dict:
-        return st.dictionaries(st.sampled_from(["prompt", "text"]), _SCALARS[str], max_size=2)
+        names = st.sampled_from(["prompt", "text"])
+        return st.dictionaries(names, _of_type(arguments[1]), max_size=2)
     if arguments:
         return st.one_of(*(_of_type(kind) for kind in arguments))
     return _SCALARS[kind]
