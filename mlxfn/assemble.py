@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from mlxfn import blas, memory, monitors
+from mlxfn import blas, memory, monitors, scheduling
 from mlxfn.config import Config
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
@@ -143,6 +143,8 @@ def assemble(config: Config, decided: Execution | None = None) -> Job:
 def load_base(config: Config) -> Model:
     """Load the base model that the configuration names."""
     settings = config.model
+    if config.memory.budget_gb != "auto":
+        scheduling.keep_close()
     model = load_model(
         locate(settings.path, "model"),
         revision=settings.revision,

@@ -29,9 +29,10 @@ CHUNK = 1024
 MOMENTS = {"sgd": 0, "lion": 1, "muon": 1, "adafactor": 0}
 """Values an optimizer keeps for each trainable one, where it is not two."""
 
-# Buffers of work that MLX lets a device have before the CPU waits, and what each keeps alive as
-# a multiple of the inputs that MLX counts: outputs are there too. Fitted on an H200.
-_TASKS, _ALIVE = 11, 2.3
+# Buffers of work that MLX lets a device have before the CPU waits, and arrays of the widest kind
+# that are alive besides; fitted to peaks on an H200.
+_BUFFERS, _WIDE, _NARROWEST = 10, 16, 100 << 20
+
 _PARTS = {
     "q_proj": "attention",
     "k_proj": "attention",
@@ -222,9 +223,18 @@ def workload(
         # cuDNN has one; on Metal and on a CPU the gradient goes through all probabilities.
         fused_attention=on_device and not mx.metal.is_available() and value == 2,
         unpacked=route == "unpacked" and any(map(is_quantized, model.module.modules())),
-        run_ahead=int(_TASKS * _ALIVE * max(mb_per_buffer() << 20, widest)) if on_device else 0,
+        run_ahead=run_ahead_bytes(widest) if on_device else 0,
         data_tokens=data_tokens,
     )
+
+
+def run_ahead_bytes(widest: int) -> int:
+    """Return what the CPU makes before the device is done with what was there.
+
+    Args:
+        widest: Bytes of the widest activation of a micro-batch.
+    """
+    return _BUFFERS * (mb_per_buffer() << 20) + _WIDE * max(widest, _NARROWEST)
 
 
 def trained(config: Config, model: Model) -> tuple[int, frozenset[str]]:

@@ -21,8 +21,8 @@ QUICK = {
     "loss": ["--quick"],
     "scaling": ["--quick"],
     "startup": ["--quick"],
+    "step": ["--quick"],
 }
-SLOW = {"step"}  # minutes, or for a GPU only: what they share is run by the others
 
 
 def names() -> set[str]:
@@ -45,7 +45,7 @@ def test_a_benchmark_prints_its_table(name):
 
 def test_no_benchmark_is_forgotten_here():
     """A new one comes with its quick form."""
-    assert names() - HELPERS - SLOW == set(QUICK)
+    assert names() - HELPERS == set(QUICK)
 
 
 def test_the_page_has_a_line_for_each_file():

@@ -80,7 +80,8 @@ def test_a_run_leaves_what_the_design_lists(piped):
     folder, _ = piped
     names = {path.name for path in (folder / "run").iterdir()}
     assert names == {
-        *("config.toml", "environment.json", "events.jsonl", "report.json", "report.html"),
+        *("config.toml", "plan.json", "environment.json"),
+        *("events.jsonl", "report.json", "report.html"),
         *("checkpoints", "adapters", "best", "run.lock"),
     }
 

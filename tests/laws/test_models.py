@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+from tempfile import mkdtemp
+
+import attrs
 import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx import nn
 
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.head import split_head
+from mlxfn.models.lora import lora
 from mlxfn.testing import laws
 from mlxfn.testing.strategies import documents, keys, seeds
 from mlxfn.testing.toys import context, context_params
@@ -20,10 +27,21 @@ from tests.laws.families import (
     tiny_adapter,
     tiny_model,
 )
-from tests.support.models import shaken
+from tests.support.models import load, shaken, write_model
 
 each = pytest.mark.parametrize("name", ADAPTERS)
 batches = small_batches(labelled=True)
+
+
+@functools.cache
+def quantized_model(bits, dtype):
+    """A small model with quantized weights, computing in a dtype."""
+    model = load(write_model(Path(mkdtemp(prefix="mlxfn-tiny-")), "llama"))
+    module = model.module
+    module.set_dtype(dtype)
+    nn.quantize(module, 32, bits)
+    mx.eval(module.parameters())
+    return attrs.evolve(model, module=module.freeze())
 
 
 def options(name, **others):
@@ -51,6 +69,39 @@ def test_recompute_is_exact_with_dropout_on(name, batch, key):
     params = shaken(plain.params)
     ours, theirs = causal_lm_loss(again.apply), causal_lm_loss(plain.apply)
     laws.recompute_equals_plain(ours, theirs, params, batch, key)
+
+
+WAYS = [{"remat": "mlp"}, {"remat": 1}, {"lean": "mlp"}, {"lean": "all"}]
+
+
+@pytest.mark.parametrize("way", [*WAYS, {"remat": "all", "lean": "all"}], ids=str)
+@each
+@many
+@given(batch=batches, key=keys)
+def test_every_way_to_run_is_exact_with_dropout_on(name, way, batch, key):
+    """The plan chooses between them by what fits: no choice may be another training."""
+    plain, ours = tiny_adapter(name, **options(name)), tiny_adapter(name, **options(name, **way))
+    params = shaken(plain.params)
+    losses = causal_lm_loss(ours.apply), causal_lm_loss(plain.apply)
+    laws.recompute_equals_plain(*losses, params, batch, key)
+
+
+@pytest.mark.parametrize("way", [*WAYS, {"quantized": "unpacked", "lean": "all"}], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+@many
+@given(batch=batches)
+def test_in_bf16_every_way_differs_by_roundings_at_most(way, bits, batch):
+    """Less than what bf16 itself costs: the distance to the same model in fp32."""
+    exact, rounded = quantized_model(bits, mx.float32), quantized_model(bits, mx.bfloat16)
+    build = {"rank": 4, "target_modules": "all-linear"}
+    adapters = [lora(exact, **build), lora(rounded, **build), lora(rounded, **build, **way)]
+    params = shaken(adapters[0].params)
+    fp32, plain, ours = (
+        causal_lm_loss(adapter.apply)(params, batch, None).mean().item() for adapter in adapters
+    )
+    # Unpacked weights are rounded to bf16 themselves; MLX's packed product on a CPU rounds none.
+    share = 0.05 if "quantized" in way else 0.01
+    assert abs(ours - plain) <= max(2 * abs(plain - fp32), share * abs(fp32))
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
