@@ -18,7 +18,7 @@ from mlxfn.models.quantized import is_quantized, sizes, switch_types
 from mlxfn.models.targets import resolve_targets
 from mlxfn.models.unpack import Route, faster_route
 from mlxfn.scheduling import mb_per_buffer
-from mlxfn.timing import predict_seconds, rates
+from mlxfn.timing import device_kind, predict_seconds, rates
 
 LARGE_LOGITS = 2**26
 """Logits of a micro-batch (256 MB in fp32) from which on they are never held all at once."""
@@ -208,7 +208,7 @@ def workload(
     trainable, inputs = trained(config, model)
     tokens = batch_size * config.data.max_seq_length
     value = 4 if compute_dtype(model.module) == "float32" else 2
-    on_device = mx.default_device().type == mx.gpu
+    kind = device_kind()
     widest = tokens * shape.intermediate * value
     return Workload(
         base_bytes=model.nbytes(),
@@ -221,9 +221,9 @@ def workload(
         accumulation=-(-rows // batch_size),
         chunk=CHUNK if tokens * shape.vocab >= LARGE_LOGITS else 0,
         # cuDNN has one; on Metal and on a CPU the gradient goes through all probabilities.
-        fused_attention=on_device and not mx.metal.is_available() and value == 2,
+        fused_attention=kind == "cuda" and value == 2,
         unpacked=route == "unpacked" and any(map(is_quantized, model.module.modules())),
-        run_ahead=run_ahead_bytes(widest) if on_device else 0,
+        run_ahead=0 if kind == "cpu" else run_ahead_bytes(widest),
         data_tokens=data_tokens,
     )
 

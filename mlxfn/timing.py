@@ -13,7 +13,8 @@ import mlx.core as mx
 
 from mlxfn.memory import Shape, Workload, layer_values, recomputed_layers
 
-_PROBE = {"cpu": (256, 1 << 24), "gpu": (4096, 1 << 28)}  # rows of a product, values of a copy
+# Rows of a product and values of a copy: milliseconds on each.
+_PROBE = {"cpu": (256, 1 << 24), "metal": (1024, 1 << 24), "cuda": (4096, 1 << 28)}
 # What the parts of a step reach of the speed of a plain product or copy, fitted to a step of a
 # 7 B model: attention's forward and backward kernels, and passes over each kept activation.
 _ATTENTION = 0.4
@@ -48,10 +49,9 @@ def rates(dtype: str, bits: int | None = None) -> Rates:
         True
     """
     kind: Any = getattr(mx, dtype)
-    rows, values = _PROBE["gpu" if mx.default_device().type == mx.gpu else "cpu"]
-    width = rows
-    a = mx.random.normal((rows, width), dtype=kind, key=mx.random.key(0))
-    b = mx.random.normal((width, rows), dtype=kind, key=mx.random.key(1))
+    rows, values = _PROBE[device_kind()]
+    a = mx.random.normal((rows, rows), dtype=kind, key=mx.random.key(0))
+    b = mx.random.normal((rows, rows), dtype=kind, key=mx.random.key(1))
     flat = mx.zeros((values,), kind)
     mx.eval(a, b, flat)
     unpacking = float("inf")
@@ -60,10 +60,22 @@ def rates(dtype: str, bits: int | None = None) -> Rates:
         mx.eval(packed)
         unpacking = b.size / seconds_of(lambda: mx.dequantize(*packed, 64, bits))
     return Rates(
-        product=2 * rows * rows * width / seconds_of(lambda: a @ b),
+        product=2 * rows**3 / seconds_of(lambda: a @ b),
         bandwidth=2 * flat.nbytes / seconds_of(lambda: flat + 1),
         unpacking=unpacking,
     )
+
+
+def device_kind() -> str:
+    """Return ``"cpu"``, ``"metal"`` or ``"cuda"``: what MLX computes on.
+
+    Example:
+        >>> device_kind() in {"cpu", "metal", "cuda"}
+        True
+    """
+    if mx.default_device().type != mx.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def seconds_of(make: Callable[[], mx.array]) -> float:

@@ -17,8 +17,8 @@ from mlxfn.models.slots import walk
 
 Route = Literal["packed", "unpacked"]
 
-# Positions, and floating-point operations, of a product that is timed: milliseconds on either.
-_TIMED = {"cpu": (256, 10**8), "gpu": (4096, 2 * 10**11)}
+# Positions, and floating-point operations, of a product that is timed: milliseconds on each.
+_TIMED = {"cpu": (256, 10**8), "metal": (1024, 10**10), "cuda": (4096, 2 * 10**11)}
 
 
 def unpack_first(module: nn.Module) -> int:
@@ -102,7 +102,9 @@ def faster_route(module: nn.Module, *, tokens: int, dtype: mx.Dtype) -> Route | 
     largest = max(linear, key=lambda layer: layer["scales"].size)
     rows, groups = largest["scales"].shape
     inputs = groups * largest.group_size
-    most, flops = _TIMED["gpu" if mx.default_device().type == mx.gpu else "cpu"]
+    on_device = mx.default_device().type == mx.gpu
+    kind = ("metal" if mx.metal.is_available() else "cuda") if on_device else "cpu"
+    most, flops = _TIMED[kind]
     tokens = min(tokens, most)
     part = _rows_of(largest, min(rows, max(flops // (2 * inputs * tokens), 64)))
     x = mx.random.normal((tokens, inputs), dtype=dtype, key=mx.random.key(0))

@@ -24,7 +24,7 @@ from mlxfn.errors import ConfigError
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.adapter import Adapter
 from mlxfn.models.clone import clone_module
-from mlxfn.models.execution import Execution
+from mlxfn.models.execution import PLAIN, Execution
 from mlxfn.models.export import export_mlx_lm
 from mlxfn.models.head import split_head
 from mlxfn.models.model import Model, compute_dtype
@@ -101,12 +101,13 @@ def _window(row: EncodedRow, longest: int) -> EncodedRow:
 
 
 def _pieces(job: Job, base: Mapping[str, mx.array], batch: Batch, near: float) -> Pieces:
-    """Return the run's own loss and transform, its adapter with recompute and with dropout."""
+    """Return the run's own loss and transform, its adapter as lean as can be, and with dropout."""
     config = job.config
     full = config.adapter.kind == "full"
     drops = attrs.evolve(config.adapter, dropout=config.adapter.dropout or DROPOUT)
     dropping = config if full else attrs.evolve(config, adapter=drops)
-    plain, again = (make_adapter(dropping, job.model, Execution(remat=r)) for r in ("none", "all"))
+    ways = PLAIN, Execution(remat="all", lean="all")
+    plain, again = (make_adapter(dropping, job.model, way) for way in ways)
     smoothing = config.train.label_smoothing
     exact = compute_dtype(job.model.module) == "float32"
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
