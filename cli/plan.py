@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from attrs import asdict
 
 from mlxfn_cli import args, render
 from mlxfn_cli.words import duration, memory
@@ -73,9 +74,8 @@ def _show(
         render.text(f"nothing fits {memory(budget / 1e9)}; the smallest are:")
         render.table(_HEADS, [_row(choice) for choice in others])
         return
-    table = best.to_dict()
-    parts = {name: table[f"{name}_gb"] for name in _PARTS}
-    render.table(["memory", "GB"], [[name, f"{size:.3f}"] for name, size in parts.items()])
+    parts = asdict(best.table).items()
+    render.table(["memory", "GB"], [[name, f"{size / 1e9:.3f}"] for name, size in parts])
     facts = {
         "peak": f"{memory(best.peak(budget) / 1e9)} of {memory(budget / 1e9)} allowed",
         "update": duration(best.seconds),
@@ -91,17 +91,6 @@ def _show(
 
 
 _HEADS = ["micro-batch", "bits", "remat", "lean", "peak GB", "s per update"]
-_PARTS = (
-    "base",
-    "adapter",
-    "optimizer",
-    "gradients",
-    "activations",
-    "working",
-    "logits",
-    "run_ahead",
-    "data",
-)
 
 
 def _row(choice: Choice) -> list[str]:
