@@ -9,6 +9,7 @@ import attrs
 from mlx import nn
 
 from mlxfn.errors import ConfigError
+from mlxfn.models.first_layers import share_input
 from mlxfn.models.lean import lean
 from mlxfn.models.remat import first_reached, layers_to_recompute, mlps, recompute
 from mlxfn.models.slots import Slot
@@ -64,16 +65,19 @@ def carry_out(execution: Execution, clone: nn.Module, slots: Mapping[str, Slot])
     sites = decoder_layers(clone)
     prefixes = [site.path for site in sites]
     layers = [site.module for site in sites]
-    if execution.lean != "none":
-        for layer in layers[first_reached(slots, prefixes) :]:
-            for block in blocks(layer, execution.lean):
-                lean(block)
+    for layer in layers[first_reached(slots, prefixes) :]:
+        chosen = {id(block) for block in blocks(layer, execution.lean)}
+        for block in blocks(layer, "all"):
+            if not (id(block) in chosen and lean(block)):
+                share_input(block)
     for module in layers_to_recompute(layers, slots, prefixes, execution.remat):
         recompute(module)
 
 
 def blocks(layer: nn.Module, which: Lean) -> list[nn.Module]:
     """Return the modules of a decoder layer that may become lean."""
+    if which == "none":
+        return []
     if which == "mlp":
         return mlps(layer)
     return [child for child in layer.values() if isinstance(child, nn.Module)]

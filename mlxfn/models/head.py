@@ -105,7 +105,8 @@ def _head(
                 logits = whole(ids)
         finally:
             del vars(stand_in)["_hidden"]
-        return logits if hidden.ndim == 3 else logits[0]
+        # Not logits[0]: an index gathers, which copies all of them, and scatters in the backward pass.
+        return logits if hidden.ndim == 3 else logits.squeeze(0)
 
     return head
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-from mlxfn.models.dora import DoRALinear
 from mlxfn.models.dropout import current_scope, keyed
-from mlxfn.models.layers import LoRALinear
-from mlxfn.models.quantized import sizes
+from mlxfn.models.first_layers import (
+    Spy,
+    first_layers,
+    given,
+    in_place,
+    input_size,
+    linear_layers,
+)
+from mlxfn.models.joint import joint_outputs
 from mlxfn.models.remat import checkpointed
 from mlxfn.models.slots import trainable_slots
 
-_FIRST = "_mlxfn_first"
-_LINEAR = (nn.Linear, nn.QuantizedLinear, LoRALinear, DoRALinear)
+_FIRST, _LAST = "_mlxfn_first", "_mlxfn_last"
 
 
 def lean(block: nn.Module) -> bool:
@@ -47,33 +51,12 @@ def lean(block: nn.Module) -> bool:
         >>> lean(MLP(SimpleNamespace(hidden_size=4, intermediate_size=8))), lean(nn.Linear(4, 4))
         (True, False)
     """
-    names = _first_layers(block)
+    names = first_layers(block)
     if not names:
         return False
-    vars(block)[_FIRST] = names
+    vars(block)[_FIRST], vars(block)[_LAST] = names, _behind_activation(block, names)
     block.__class__ = _leaning(type(block))
     return True
-
-
-def _first_layers(block: nn.Module) -> tuple[str, ...]:
-    """Return the linear layers that are fed the block's input; none where others see it too."""
-    linear = {name: child for name, child in block.items() if isinstance(child, _LINEAR)}
-    if len(linear) < 2:
-        return ()
-    one: Any = next(iter(linear.values()))
-    width, _ = sizes(getattr(one, "linear", one))
-    x = mx.random.normal((1, 3, width), key=mx.random.key(0))
-    spies = {name: _Spy(child) for name, child in linear.items()}
-    try:
-        with keyed(None):
-            with _in_place(block, spies):
-                plain = block(x)
-            first = tuple(name for name, spy in spies.items() if spy.fed is x)
-            with _in_place(block, {name: _Given(linear[name](x)) for name in first}):
-                holds = mx.array_equal(block(mx.zeros_like(x)), plain)
-        return first if len(first) < len(linear) and bool(holds) else ()
-    except Exception:  # noqa: BLE001 - whatever it takes, it is not a block of this kind
-        return ()
 
 
 @functools.cache
@@ -82,14 +65,22 @@ def _leaning(cls: type[nn.Module]) -> type[nn.Module]:
         forward = functools.partial(cls.__call__, self)
         if current_scope() is None or _carry_gradients(*args, *kwargs.values()):
             return forward(x, *args, **kwargs)
-        names = vars(self)[_FIRST]
+        names, last = vars(self)[_FIRST], vars(self)[_LAST]
 
         def rest(*outputs: mx.array) -> list[mx.array]:
-            given = {name: _Given(out) for name, out in zip(names, outputs, strict=True)}
-            with _in_place(self, given):
+            if last is not None:
+                return [self[last](_elementwise(activation)(*outputs))]
+            with given(self, names, outputs):
                 return [forward(mx.stop_gradient(x), *args, **kwargs)]
 
-        (out,) = checkpointed(rest, [self[name](x) for name in names], _behind(self, names))
+        def activation(*outputs: mx.array) -> mx.array:
+            with given(self, names, outputs), in_place(self, {last: lambda h: h}):
+                return forward(mx.stop_gradient(x), *args, **kwargs)
+
+        first = joint_outputs(x, [self[name] for name in names])
+        slots = trainable_slots(self)
+        behind = {path: slot for path, slot in slots.items() if path.split(".")[0] not in names}
+        (out,) = checkpointed(rest, first, behind)
         return out
 
     return type(f"Lean{cls.__name__}", (cls,), {"__call__": call})
@@ -99,40 +90,51 @@ def _carry_gradients(*values: Any) -> bool:
     return any(isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating) for v in values)
 
 
-def _behind(block: nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """Return the trainable arrays of the block outside of its first layers."""
-    slots = trainable_slots(block)
-    return {path: slot for path, slot in slots.items() if path.split(".")[0] not in names}
+def _behind_activation(block: nn.Module, names: Sequence[str]) -> str | None:
+    """Return the last layer of a block that is ``last(activation(first...))``, elementwise.
 
-
-@contextlib.contextmanager
-def _in_place(block: nn.Module, layers: Mapping[str, Any]) -> Generator[None]:
-    """Put other callables in the place of a block's layers for a while."""
-    before = {name: block[name] for name in layers}
+    That it is elementwise is seen from a part of its inputs: they give that part of the result.
+    """
+    linear = linear_layers(block)
+    rest = [name for name in linear if name not in names]
+    if len(rest) != 1:
+        return None
+    x = mx.zeros((1, 3, input_size(linear[names[0]])))
+    shape = (1, 3, input_size(linear[rest[0]]))
+    keys = mx.random.split(mx.random.key(0), len(names))
+    inputs = [mx.random.normal(shape, key=key) for key in keys]
+    parts = [values[:, 1:2, : shape[-1] // 2] for values in inputs]
+    ends, begins = Spy(linear[rest[0]]), Spy(lambda h: h)
     try:
-        dict.update(block, layers)
-        yield
-    finally:
-        dict.update(block, before)
+        with keyed(None):
+            with given(block, names, inputs), in_place(block, {rest[0]: ends}):
+                whole = block(x)
+            with given(block, names, parts), in_place(block, {rest[0]: begins}):
+                part = block(x)
+        holds = whole is ends.gave and mx.array_equal(part, ends.fed[:, 1:2, : shape[-1] // 2])
+        return rest[0] if bool(holds) else None
+    except Exception:  # noqa: BLE001 - it is not a block of this kind
+        return None
 
 
-class _Spy:
-    """A layer that remembers what it was fed."""
+def _elementwise(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Return an elementwise function whose gradient for each input is computed apart.
 
-    def __init__(self, layer: Any) -> None:
-        self._layer = layer
-        self.fed: mx.array | None = None
+    Together, they would share what both need, which keeps compile from making one kernel of
+    each: of ``silu(gate) * up`` the sigmoid would be written and read again.
+    """
+    apart: Any = mx.custom_function(function)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        self.fed = x
-        return self._layer(x)
+    @apart.vjp
+    def backward(primals: Any, cotangent: mx.array, _: mx.array) -> list[mx.array]:
+        gradients: list[mx.array] = []
+        for i in range(len(primals)):
+            inputs = mx.depends(list(primals), [cotangent])  # copies that compile cannot merge
 
+            def of_one(x: mx.array, i: int = i, inputs: list[mx.array] = inputs) -> mx.array:
+                return function(*inputs[:i], x, *inputs[i + 1 :])
 
-class _Given:
-    """A layer whose output is there already."""
+            gradients += mx.vjp(of_one, [inputs[i]], [cotangent])[1]
+        return gradients
 
-    def __init__(self, out: mx.array) -> None:
-        self._out = out
-
-    def __call__(self, _: mx.array) -> mx.array:
-        return self._out
+    return apart

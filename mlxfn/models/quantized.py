@@ -92,6 +92,11 @@ def dense_weight(layer: nn.Module) -> mx.array:
     )
 
 
+def unpacks(layer: nn.Module) -> bool:
+    """Return whether a layer unpacks its weight now: it may, and a functional pass is running."""
+    return getattr(layer, "unpacks", False) and current_scope() is not None
+
+
 def times_weight(layer: nn.Module, x: mx.array) -> mx.array:
     """Return ``x @ weight.T`` without the layer's bias; only layers that unpack unpack it.
 
@@ -108,7 +113,7 @@ def times_weight(layer: nn.Module, x: mx.array) -> mx.array:
     """
     if not is_quantized(layer):
         return x @ layer["weight"].T
-    if getattr(layer, "unpacks", False) and current_scope() is not None:
+    if unpacks(layer):
         return times_unpacked(layer, x)
     return mx.quantized_matmul(
         x,
@@ -135,21 +140,54 @@ def times_unpacked(layer: nn.Module, x: mx.array) -> mx.array:
         >>> bool(mx.allclose(times_unpacked(layer, x), layer(x) - layer.bias, atol=1e-4))
         True
     """
-    dtype = x.dtype
-
-    def dense(after: mx.array) -> mx.array:
-        # Ordered, or every layer's dense weight could be made before it is needed.
-        (packed,) = mx.depends([layer["weight"]], [after])
-        weight = mx.dequantize(packed, layer["scales"], layer.get("biases"), **packing_of(layer))
-        return weight.astype(dtype)
-
-    product: Any = mx.custom_function(lambda x: x @ dense(x).T)
+    product: Any = mx.custom_function(lambda x: x @ _unpacked(layer, x).T)
 
     @product.vjp
     def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return cotangent @ dense(cotangent)
+        return cotangent @ _unpacked(layer, cotangent)
 
     return product(x)
+
+
+def back_through_weight(
+    layer: nn.Module, cotangent: mx.array, *, onto: mx.array | None = None, unpacked: bool = False
+) -> mx.array:
+    """Return ``cotangent @ weight``, the gradient of the input of ``x @ weight.T``.
+
+    Args:
+        layer: Linear layer, packed or not.
+        cotangent: float [..., out].
+        onto: float [..., in], added to it; None: nothing.
+        unpacked: Unpack a packed weight first.
+
+    Returns:
+        float [..., in].
+
+    Example:
+        >>> back_through_weight(nn.Linear(4, 3), mx.zeros((2, 3)), onto=mx.ones((2, 4))).shape
+        (2, 4)
+    """
+    if is_quantized(layer) and not unpacked:
+        product = mx.quantized_matmul(
+            cotangent,
+            layer["weight"],
+            scales=layer["scales"],
+            biases=layer.get("biases"),
+            transpose=False,
+            **packing_of(layer),
+        )
+        return product if onto is None else onto + product
+    after = cotangent if onto is None else onto
+    weight = _unpacked(layer, after) if is_quantized(layer) else layer["weight"]
+    return cotangent @ weight if onto is None else mx.addmm(onto, cotangent, weight)
+
+
+def _unpacked(layer: nn.Module, after: mx.array) -> mx.array:
+    """Return the dense weight in the dtype of ``after``, unpacked once that is there."""
+    # Ordered, or every layer's dense weight could be made before it is needed.
+    (packed,) = mx.depends([layer["weight"]], [after])
+    weight = mx.dequantize(packed, layer["scales"], layer.get("biases"), **packing_of(layer))
+    return weight.astype(after.dtype)
 
 
 def like(layer: nn.Module, weight: mx.array, *, dequantize: bool = False) -> nn.Module:

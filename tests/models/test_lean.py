@@ -103,3 +103,11 @@ def test_a_lean_model_needs_less_memory_in_a_compiled_step(llama):
     batch = random_batch(2, 128)
     plain, ours = (lora(llama, target_modules="all-linear", lean=lean) for lean in ("none", "all"))
     assert peak(ours, batch) < 0.7 * peak(plain, batch)
+
+
+def test_an_elementwise_activation_is_found_and_attention_is_none(model_of):
+    """Only such a one may be computed again for each of its inputs: attention would cost twice."""
+    for kind in BOTH:
+        layer = lora(model_of(kind), lean="all").module.layers[0]
+        behind = [vars(layer[name])["_mlxfn_last"] for name in ("mlp", "self_attn")]
+        assert behind == ["down_proj", None], kind
