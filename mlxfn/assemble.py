@@ -106,9 +106,9 @@ def assemble(config: Config, decided: Execution | None = None) -> Job:
     train = make_loader(config, model, splits["train"].rows, training=True)
     valid = make_loader(config, model, splits["valid"].rows) if "valid" in splits else None
     plan = make_plan(config, train.batches_per_epoch)
-    choice, budget = choose(config, model, data_tokens=splits["train"].rows.token_count)
-    execution = decided or choice.execution
-    adapter = make_adapter(config, model, execution)
+    tokens = splits["train"].rows.token_count
+    choice, budget = choose(config, model, data_tokens=tokens, decided=decided)
+    adapter = make_adapter(config, model, choice.execution)
     tx = make_transform(config, plan)
     fingerprints = {"model": model.fingerprint} | {
         f"data.{name}": split.rows.fingerprint() for name, split in splits.items()
@@ -136,7 +136,7 @@ def assemble(config: Config, decided: Execution | None = None) -> Job:
             | {"rollback": {"count": 0}},
         ),
         fingerprints=fingerprints,
-        memory={**choice.to_dict(), "budget_gb": budget / memory.GB, **attrs.asdict(execution)},
+        memory={**choice.outlook(), "budget_gb": budget / memory.GB},
     )
 
 

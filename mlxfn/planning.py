@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -53,7 +54,7 @@ class Choice:
     Args:
         execution: What is kept, computed again and unpacked.
         table: Memory of one update by what it is for.
-        seconds: Time of one update.
+        predict: Returns the time of one update; the first to ask has the device measured.
         batch_size: Rows in a micro-batch.
         accumulation: Micro-batches in an update.
         bits: Quantization of the base that is not the configuration's; None for that one's.
@@ -61,10 +62,15 @@ class Choice:
 
     execution: Execution
     table: Table
-    seconds: float
+    predict: Callable[[], float] = attrs.field(eq=False)
     batch_size: int
     accumulation: int
     bits: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time of one update."""
+        return self.predict()
 
     def needs(self) -> int:
         """Return the bytes without which it does not run: running ahead can be throttled."""
@@ -74,37 +80,44 @@ class Choice:
         """Return the peak to expect, in bytes, under a memory limit of ``budget`` bytes."""
         return int(min(self.table.total, max(self.needs(), budget)))
 
+    def outlook(self) -> dict[str, Any]:
+        """Return how it runs and the memory that takes, in GB, as JSON values."""
+        parts = {f"{name}_gb": size / GB for name, size in attrs.asdict(self.table).items()}
+        return {**parts, "total_gb": self.table.total / GB, **attrs.asdict(self.execution)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, memory in GB."""
-        parts = {f"{name}_gb": size / GB for name, size in attrs.asdict(self.table).items()}
         return {
-            **parts,
-            "total_gb": self.table.total / GB,
+            **self.outlook(),
             "seconds": self.seconds,
             "batch_size": self.batch_size,
             "accumulation": self.accumulation,
             "bits": self.bits,
-            **attrs.asdict(self.execution),
         }
 
 
-def choose(config: Config, model: Model, *, data_tokens: int = 0) -> tuple[Choice, float]:
+def choose(
+    config: Config, model: Model, *, data_tokens: int = 0, decided: Execution | None = None
+) -> tuple[Choice, float]:
     """Return the fastest way to run a configuration that fits, and the budget in bytes.
 
-    Settings that are not ``"auto"`` are kept.
+    Settings that are not ``"auto"`` are kept. The device is measured only where the answer
+    depends on it.
 
     Args:
         config: The run's settings.
         model: The base, or its skeleton.
         data_tokens: Tokens of the data set.
+        decided: The only way to run that is left, if there is one.
 
     Raises:
         MemoryBudgetError: Nothing fits a budget that was given. A budget of ``"auto"`` only
             chooses: an estimate is no reason to refuse.
     """
     budget = memory.budget_gb(config.memory.budget_gb) * GB
-    found = list(choices(config, model, data_tokens=data_tokens))
-    best = fastest(found, budget)
+    found = list(choices(config, model, data_tokens=data_tokens, decided=decided))
+    # The first keeps most and computes nothing twice: at any speeds none is faster.
+    best = found[0] if found[0].needs() <= budget else fastest(found, budget)
     if best is None and config.memory.budget_gb == "auto":
         best = min(found, key=Choice.needs)
     if best is None:
@@ -134,8 +147,11 @@ def choices(
     data_tokens: int = 0,
     batch_size: int | None = None,
     bits: int | None = None,
+    decided: Execution | None = None,
 ) -> Iterator[Choice]:
     """Yield every execution that the settings leave open, with its memory and time.
+
+    The first is the one that keeps most and computes least.
 
     Args:
         config: The run's settings.
@@ -144,28 +160,34 @@ def choices(
         batch_size: Rows in a micro-batch instead of the configured ones; the rows of an update
             stay the same.
         bits: Quantization that the skeleton has and the configuration does not.
+        decided: The only execution to yield; the settings are not asked then.
     """
     size = batch_size or config.data.batch_size
     rows = config.data.batch_size * config.train.gradient_accumulation_steps
     shape = memory.shape_of(model.config, model.vocab_size)
-    route = route_of(config, model)
+    route = decided.quantized if decided else route_of(config, model)
     work = workload(
         config, model, shape, route, batch_size=size, rows=rows, data_tokens=data_tokens
     )
     dtype = compute_dtype(model.module)
     packed = [layer for layer in model.module.modules() if is_quantized(layer)]
-    speeds = rates(dtype, packed[0].bits if packed and route == "unpacked" else None)
+    unpacked = packed[0].bits if packed and route == "unpacked" else None
     frozen = config.adapter.kind != "full"
-    for lean in leans(config):
-        for remat in remats(config, shape):
-            yield Choice(
-                Execution(remat, lean, route),
-                memory.estimate(shape, work, remat=remat, lean=lean),
-                predict_seconds(shape, work, speeds, remat=remat, lean=lean, frozen=frozen),
-                size,
-                work.accumulation,
-                bits,
-            )
+
+    def predict(how: Execution) -> float:
+        speeds = rates(dtype, unpacked)
+        return predict_seconds(shape, work, speeds, remat=how.remat, lean=how.lean, frozen=frozen)
+
+    for how in [decided] if decided else executions(config, shape, route):
+        table = memory.estimate(shape, work, remat=how.remat, lean=how.lean)
+        yield Choice(how, table, partial(predict, how), size, work.accumulation, bits)
+
+
+def executions(config: Config, shape: Shape, route: Route) -> list[Execution]:
+    """Return the executions that the settings leave open, those that compute least first."""
+    return [
+        Execution(remat, lean, route) for lean in leans(config) for remat in remats(config, shape)
+    ]
 
 
 def leans(config: Config) -> list[Any]:

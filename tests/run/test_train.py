@@ -13,6 +13,7 @@ from mlxfn.errors import CheckpointError, RunDirError
 from mlxfn.events import Step
 from mlxfn.sinks.jsonl import read_events
 from mlxfn.state import Batch
+from mlxfn.timing import rates
 from tests.support.models import write_model
 from tests.support.runs import Collect, small_config, sums, write_rows
 
@@ -104,6 +105,22 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(whole, tmp_path, number):
         e["update"] for e in read_events(tmp_path / "run/events.jsonl") if e["event"] == "step"
     ]
     assert updates == list(range(1, 13))
+
+
+def test_a_resumed_run_measures_nothing(tmp_path, monkeypatch):
+    """How it runs is in plan.json: a timing can only cost time, or decide otherwise."""
+
+    def measured(*_):
+        raise AssertionError("measured")
+
+    config = small_config(tmp_path, model__quantize_bits=4, train__max_steps=2)
+    mf.train(config)
+    monkeypatch.setattr("mlxfn.models.unpack._seconds", measured)
+    monkeypatch.setattr("mlxfn.timing.seconds_of", measured)
+    rates.cache_clear()
+    assert mf.train(config, mode="resume").steps == 2
+    with pytest.raises(AssertionError, match="measured"):
+        mf.train(config, mode="fresh")
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):
