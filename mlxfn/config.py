@@ -154,7 +154,7 @@ class DataConfig:
     )
     cache: str = key(
         "auto",
-        "Folder where tokenized rows are kept; auto is the user's cache, for files over 4 MB; "
+        "Folder where tokenized rows are kept; auto is the user's cache, for files over 256 KB; "
         "off keeps nothing.",
         may_change=True,
     )

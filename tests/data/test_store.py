@@ -18,7 +18,7 @@ from mlxfn.data import readers
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.keys import content_of, store_key, tokenizer_fingerprint
-from mlxfn.data.prepare import encode_splits
+from mlxfn.data.prepare import WORTH_KEEPING, encode_splits
 from mlxfn.data.record import Record
 from mlxfn.data.records import read_records
 from mlxfn.data.rows import encode_split, outcomes
@@ -319,7 +319,7 @@ def test_small_data_is_not_kept_by_auto(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     small = write_jsonl(tmp_path / "small.jsonl", [{"text": "a b"}])
     large = tmp_path / "large.jsonl"
-    large.write_text(json.dumps({"text": "a"}) + "\n" + " " * (4 << 20))
+    large.write_text(json.dumps({"text": "a"}) + "\n" + " " * WORTH_KEEPING)
     for path, kept in ((small, False), (large, True)):
         rows = encode_splits(path, wrapped("plain"), cache="auto")["train"].rows
         assert isinstance(rows, StoredRows) == kept
