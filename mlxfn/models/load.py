@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,15 @@ def load_model(
     _set_dtype(module, dtype)
     if quantize_bits is not None:
         config = _quantize(module, config, quantize_bits, quantize_group_size or 64)
-    mx.eval(module.parameters())
+    # A tokenizer of 150,000 entries takes a second, in which MLX reads the weights.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        loading = beside.submit(_load_tokenizer, folder, name, config, trust_remote_code)
+        mx.eval(module.parameters())
+        tokenizer = loading.result()
     module.freeze()
     return Model(
         module=module,
-        tokenizer=_load_tokenizer(folder, name, config, trust_remote_code),
+        tokenizer=tokenizer,
         config=config,
         path=name,
         folder=folder,
