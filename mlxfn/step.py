@@ -12,8 +12,9 @@ import mlx.core as mx
 from mlxfn import tree
 from mlxfn.random import fold_in, key
 from mlxfn.state import Batch, LossFn, StepMetrics, TrainState, Weighted
-from mlxfn.transforms.accumulate import Accumulated, add_micro_batch
+from mlxfn.transforms.accumulate import Accumulated, add_micro_batch, micro_batch_sums
 from mlxfn.transforms.base import Transform, apply_updates
+from mlxfn.transforms.flat import Layout
 from mlxfn.transforms.rate import FACTOR
 from mlxfn.tree import Grads, Params
 
@@ -45,6 +46,7 @@ class Step:
     """``step(state, batch) -> (state, metrics)``, made by :func:`make_step`."""
 
     accumulate: int
+    _alone: Callable[..., Accumulated]
     _add: Callable[..., Accumulated]
     _update: Callable[..., tuple[dict[str, Any], StepMetrics]]
 
@@ -71,8 +73,11 @@ class Step:
         return self._sum(state, batch).mean()
 
     def _sum(self, state: TrainState, batch: Batch | Sequence[Batch]) -> Accumulated:
+        micro_batches = self._micro_batches(batch)
+        if self.accumulate == 1:
+            return self._alone(state.params, micro_batches[0], state.key, state.step)
         total = Accumulated.zero(state.params)
-        for i, micro_batch in enumerate(self._micro_batches(batch)):
+        for i, micro_batch in enumerate(micro_batches):
             index = mx.array(i, mx.uint32)
             total = self._add(state.params, total, micro_batch, state.key, state.step, index)
         return total
@@ -87,7 +92,12 @@ class Step:
 
 
 def make_step(
-    loss_fn: LossFn, tx: Transform, *, accumulate: int = 1, compiled: bool = True
+    loss_fn: LossFn,
+    tx: Transform,
+    *,
+    accumulate: int = 1,
+    compiled: bool = True,
+    flat: bool | None = None,
 ) -> Step:
     """Return the pure step that a loss and a transform make.
 
@@ -103,12 +113,15 @@ def make_step(
         accumulate: Micro-batches in one update.
         compiled: Compile the two halves, the gradient of a micro-batch (once per shape) and the
             update (once). The eager step gives the same bits on a CPU in fp32.
+        flat: Lay small parameters out as one vector for the update, which an elementwise
+            transform allows; None: on a GPU, where every kernel costs its start.
 
     Returns:
         A callable ``(state, batch) -> (state, metrics)``.
 
     Raises:
-        ValueError: ``accumulate`` is less than 1.
+        ValueError: ``accumulate`` is less than 1, or ``flat`` is asked of a transform that is
+            not elementwise.
 
     Example:
         >>> from mlxfn.losses import causal_lm_loss
@@ -123,6 +136,13 @@ def make_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is at least 1, got {accumulate}")
+    if flat and not tx.elementwise:
+        raise ValueError("only the update of an elementwise transform can be flat")
+    in_one_vector = flat or (flat is None and tx.elementwise and mx.default_device() == mx.gpu)
+
+    def alone(params: Params, batch: Batch, key: mx.array, step: mx.array) -> Accumulated:
+        own_key = fold_in(fold_in(key, step), mx.array(0, mx.uint32))
+        return micro_batch_sums(loss_fn, params, batch, own_key)
 
     def add(
         params: Params,
@@ -138,11 +158,12 @@ def make_step(
         return add_micro_batch(loss_fn, params, so_far, Batch(*ordered), own_key)
 
     def update(fields: dict[str, Any], total: Accumulated) -> tuple[dict[str, Any], StepMetrics]:
-        return apply_gradients(tree.lift(TrainState, fields), total, tx)
+        apply = apply_flat if in_one_vector else apply_gradients
+        return apply(tree.lift(TrainState, fields), total, tx)
 
     if compiled:
-        add, update = mx.compile(add), mx.compile(update)
-    return Step(accumulate, add, update)
+        alone, add, update = mx.compile(alone), mx.compile(add), mx.compile(update)
+    return Step(accumulate, alone, add, update)
 
 
 def apply_gradients(
@@ -165,6 +186,22 @@ def apply_gradients(
     skipped = state.skipped + mx.logical_not(finite).astype(mx.int32)
     metrics = StepMetrics(loss.mean(), loss.weight, norm, _rate(tx.report(opt)), finite)
     return {**after, "key": state.key, "skipped": skipped}, metrics
+
+
+def apply_flat(
+    state: TrainState, total: Accumulated, tx: Transform
+) -> tuple[dict[str, Any], StepMetrics]:
+    """Return what :func:`apply_gradients` returns, computed on small parameters as one vector."""
+    layout = Layout.of(state.params)
+    if len(layout.shapes) < 2:
+        return apply_gradients(state, total, tx)
+    params = layout.pack(state.params)
+    opt = layout.pack_state(state.opt, like=tx.init(params))
+    packed = attrs.evolve(state, params=params, opt=opt)
+    fields, metrics = apply_gradients(packed, total._replace(grads=layout.pack(total.grads)), tx)
+    fields["params"] = layout.unpack(fields["params"], like=state.params)
+    fields["opt"] = layout.unpack(fields["opt"], like=state.opt)
+    return fields, metrics
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlxfn import tree
 from mlxfn.testing.law import LawError, close, copied, require, same
 from mlxfn.transforms.base import Transform, apply_updates, chain, identity
+from mlxfn.transforms.flat import Layout
 from mlxfn.tree import Grads, Params, Tree
 
 EPSILON = 1e-6
@@ -125,6 +126,33 @@ def _same_structure(what: str, ours: Tree, theirs: Tree) -> None:
         tree.restore(theirs, tree.flatten(ours))
     except ValueError as problem:
         raise LawError(what, difference=str(problem)) from problem
+
+
+def elementwise_means_flat(tx: Transform, params: Params, grads: Sequence[Grads]) -> float:
+    """What says that it is elementwise does the same to all parameters laid out as one vector.
+
+    On a GPU the step relies on it. A transform that does not say so passes.
+
+    Raises:
+        LawError: It looks at shapes or paths, or treats arrays one by one.
+
+    Example:
+        >>> from mlxfn.transforms import adamw
+        >>> params = {"a": mx.ones((2, 2)), "b": mx.zeros(3)}
+        >>> elementwise_means_flat(adamw(0.1), params, [params]) < 1e-6
+        True
+    """
+    layout = Layout.of(params)
+    if not tx.elementwise or len(layout.shapes) < 2:
+        return 0.0
+    plain, state = trained(tx, params, grads)
+    flat, packed = trained(tx, layout.pack(params), [layout.pack(each) for each in grads])
+    what = "on one vector, an elementwise transform gives another"
+    of_state = layout.pack_state(state, like=packed)
+    return max(
+        close(f"{what} result", layout.unpack(flat, like=params), plain, 1e-5),
+        close(f"{what} state", packed, of_state, 1e-5),
+    )
 
 
 def clipping_never_raises_the_norm(clip: Transform, limit: float, grads: Grads) -> float:

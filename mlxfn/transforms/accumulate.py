@@ -30,19 +30,27 @@ class Accumulated(NamedTuple):
         return tree.scale(self.grads, 1.0 / mx.maximum(self.loss.weight, 1.0)), self.loss
 
 
-def add_micro_batch(
-    loss_fn: LossFn, params: Params, so_far: Accumulated, batch: Batch, key: mx.array | None
+def micro_batch_sums(
+    loss_fn: LossFn, params: Params, batch: Batch, key: mx.array | None
 ) -> Accumulated:
-    """Return the sums with one more micro-batch in them."""
+    """Return the sums of one micro-batch."""
 
     def total(p: Params) -> tuple[mx.array, mx.array]:
         loss = loss_fn(p, batch, key)
         return loss.total, loss.weight
 
     (loss, weight), grads = mx.value_and_grad(total)(params)
+    return Accumulated(grads, Weighted(loss, weight))
+
+
+def add_micro_batch(
+    loss_fn: LossFn, params: Params, so_far: Accumulated, batch: Batch, key: mx.array | None
+) -> Accumulated:
+    """Return the sums with one more micro-batch in them."""
+    more = micro_batch_sums(loss_fn, params, batch, key)
     return Accumulated(
-        tree.add(so_far.grads, grads),
-        Weighted(so_far.loss.total + loss, so_far.loss.weight + weight),
+        tree.add(so_far.grads, more.grads),
+        Weighted(so_far.loss.total + more.loss.total, so_far.loss.weight + more.loss.weight),
     )
 
 

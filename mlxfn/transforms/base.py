@@ -24,6 +24,9 @@ class Transform:
         update: ``(grads, state, params) -> (updates, state)``. Updates are added to the
             parameters by whoever runs the chain.
         report: ``state -> named scalars`` worth logging, such as the learning rate.
+        elementwise: The update of a value follows from its own gradient, state and value, and
+            from numbers over all of them such as a norm, whatever the shapes and paths. The
+            step may then lay arrays out as one vector.
 
     Example:
         >>> double = Transform(lambda p: {}, lambda g, s, p: (tree_map(lambda x: 2 * x, g), s))
@@ -34,6 +37,7 @@ class Transform:
     init: Callable[[Params], Tree]
     update: Callable[[Grads, Tree, Params], tuple[Grads, Tree]]
     report: Callable[[Tree], dict[str, mx.array]] = _nothing
+    elementwise: bool = False
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -66,7 +70,7 @@ def chain(*transforms: Transform) -> Transform:
             scalars |= stage.report(state[str(i)])
         return scalars
 
-    return Transform(init, update, report)
+    return Transform(init, update, report, all(stage.elementwise for stage in transforms))
 
 
 def identity() -> Transform:

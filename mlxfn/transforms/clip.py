@@ -32,4 +32,4 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         coefficient = mx.minimum(1.0, max_norm / (tree.global_norm(grads) + 1e-6))
         return tree.scale(grads, coefficient), state
 
-    return Transform(lambda _: {}, update)
+    return Transform(lambda _: {}, update, elementwise=True)

@@ -32,4 +32,4 @@ def skip_nonfinite(inner: Transform) -> Transform:
             tree.where(finite, after, state),
         )
 
-    return Transform(inner.init, update, inner.report)
+    return Transform(inner.init, update, inner.report, inner.elementwise)

@@ -16,7 +16,9 @@ from mlxfn.transforms.schedules import constant as constant_rate
 from mlxfn.tree import Grads, Params, Tree
 
 
-def lift(make: Callable[[], optim.Optimizer], rate: float | Schedule) -> Transform:
+def lift(
+    make: Callable[[], optim.Optimizer], rate: float | Schedule, *, elementwise: bool = False
+) -> Transform:
     """Return the pure transform that does what an mlx optimizer does to its object's state.
 
     A new object is built for each call, given the state, and thrown away: nothing that
@@ -25,6 +27,7 @@ def lift(make: Callable[[], optim.Optimizer], rate: float | Schedule) -> Transfo
     Args:
         make: Builds the optimizer. Its own learning rate is not used.
         rate: The learning rate, or a schedule of the update's number (the first is 1).
+        elementwise: Whether the optimizer treats every value alike, whatever its array's shape.
 
     Returns:
         A transform whose state is the optimizer's: ``step`` (uint64 []), ``learning_rate``
@@ -53,7 +56,10 @@ def lift(make: Callable[[], optim.Optimizer], rate: float | Schedule) -> Transfo
         after = optimizer.apply_gradients(grads, params)
         return tree_map(lambda new, old: new - old, after, params), optimizer.state
 
-    return Transform(init, update, lambda state: {"learning_rate": state["learning_rate"]})
+    def report(state: Tree) -> dict[str, mx.array]:
+        return {"learning_rate": state["learning_rate"]}
+
+    return Transform(init, update, report, elementwise)
 
 
 def adamw(
@@ -91,6 +97,7 @@ def adamw(
                 bias_correction=True,
             ),
             rate,
+            elementwise=True,
         )
 
     if decay_mask is None or not weight_decay:
@@ -111,7 +118,9 @@ def adam(
 def sgd(rate: float | Schedule, *, momentum: float = 0.0, weight_decay: float = 0.0) -> Transform:
     """Return stochastic gradient descent, with momentum and L2 decay if they are given."""
     return lift(
-        lambda: optim.SGD(learning_rate=0.0, momentum=momentum, weight_decay=weight_decay), rate
+        lambda: optim.SGD(learning_rate=0.0, momentum=momentum, weight_decay=weight_decay),
+        rate,
+        elementwise=True,
     )
 
 
@@ -123,7 +132,9 @@ def lion(
 ) -> Transform:
     """Return Lion (Chen et al., 2023)."""
     return lift(
-        lambda: optim.Lion(learning_rate=0.0, betas=list(betas), weight_decay=weight_decay), rate
+        lambda: optim.Lion(learning_rate=0.0, betas=list(betas), weight_decay=weight_decay),
+        rate,
+        elementwise=True,
     )
 
 

@@ -74,4 +74,4 @@ def scale_by(factor: float) -> Transform:
     def update(grads: Grads, state: Tree, _: Params) -> tuple[Grads, Tree]:
         return tree.scale(grads, mx.array(factor, mx.float32)), state
 
-    return Transform(lambda _: {}, update)
+    return Transform(lambda _: {}, update, elementwise=True)

@@ -29,7 +29,7 @@ def adjustable_rate() -> Transform:
     def update(grads: Grads, state: Tree, _: Params) -> tuple[Grads, Tree]:
         return tree.scale(grads, state[FACTOR]), state
 
-    return Transform(lambda _: {FACTOR: mx.array(1.0)}, update, dict)
+    return Transform(lambda _: {FACTOR: mx.array(1.0)}, update, dict, elementwise=True)
 
 
 def with_rate_factor(state: Tree, factor: float) -> Tree:

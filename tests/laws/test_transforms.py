@@ -54,6 +54,14 @@ def test_updates_are_pure(name, training):
 @pytest.mark.parametrize("name", TRANSFORMS)
 @many
 @given(training=trainings(updates=2))
+def test_elementwise_transforms_may_be_flat(name, training):
+    """On a GPU the step lays small arrays out as one vector: paths and shapes must not matter."""
+    laws.elementwise_means_flat(TRANSFORMS[name](), *training)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@many
+@given(training=trainings(updates=2))
 def test_updates_and_states_keep_their_structure(name, training):
     """Checkpoints are restored into the state that init gives."""
     laws.update_keeps_structure(TRANSFORMS[name](), *training)

@@ -153,22 +153,22 @@ TRANSFORMS: tuple[Mutation, ...] = (
     change(
         "only the last micro-batch's tokens count",
         "transforms/accumulate.py",
-        "so_far.loss.weight + weight",
-        "weight",
+        "so_far.loss.weight + more.loss.weight",
+        "more.loss.weight",
         f"{STEP}::test_any_split_into_micro_batches_gives_the_same_update",
     ),
     change(
         "only the last micro-batch's loss counts",
         "transforms/accumulate.py",
-        "so_far.loss.total + loss",
-        "loss",
+        "so_far.loss.total + more.loss.total",
+        "more.loss.total",
         f"{STEP}::test_any_split_into_micro_batches_gives_the_same_update",
     ),
     change(
         "only the last micro-batch's gradient counts",
         "transforms/accumulate.py",
-        "tree.add(so_far.grads, grads)",
-        "grads",
+        "tree.add(so_far.grads, more.grads)",
+        "more.grads",
         f"{STEP}::test_any_split_into_micro_batches_gives_the_same_update",
     ),
     change(

@@ -226,6 +226,11 @@ BROKEN = {
         lambda law: law(growing(), PARAMS, GRADS),
         lambda law: law(stage(lambda x: x[..., :1]), PARAMS, GRADS),
     ],
+    laws.elementwise_means_flat: [
+        lambda law: law(
+            attrs.evolve(stage(lambda x: x + mx.max(x)), elementwise=True), BASE, [BASE]
+        ),
+    ],
     laws.clipping_never_raises_the_norm: [
         lambda law: law(rescale(99.0), 99.0, PARAMS),
         lambda law: law(by_smallest_leaf(1.0), 1.0, PARAMS),
