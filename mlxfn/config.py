@@ -138,7 +138,11 @@ class DataConfig:
     loss_on: Literal["completion", "assistant", "all"] = key(
         "completion", "Targets: the last assistant turn, every assistant turn, or every token."
     )
-    packing: bool = key(False, "Several documents in one row, attention within each only.")
+    packing: bool = key(
+        False,
+        "Several documents in one row, attention within each only. A row of max_seq_length then "
+        "stands for two of half the length, or four, ..., as the documents need.",
+    )
     shuffle: bool = key(True, "A new order each epoch; otherwise rows in file order.")
     valid_fraction: float = key(
         0.0, "Share of train used for validation where no validation file is.", check=BELOW_1

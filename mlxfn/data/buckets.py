@@ -54,6 +54,31 @@ def choose_buckets(
     )
 
 
+def pack_buckets(
+    sizes: np.ndarray, capacity: int, count: int = 8, *, packs: np.ndarray | None = None
+) -> np.ndarray:
+    """Choose at most ``count`` lengths of lines for batches of packs.
+
+    Args:
+        sizes: Positions that a line of each pack needs, int [n]; see ``Packs``.
+        capacity: Positions of all lines of a pack.
+        count: Most lengths.
+        packs: How many packs have each size, int [n]; None: one.
+
+    Returns:
+        Ascending lengths, int64; a batch of one has ``capacity // length`` lines for each pack.
+
+    Example:
+        >>> pack_buckets(np.array([64, 128, 128, 257, 505]), 512).tolist()
+        [64, 128, 512]
+    """
+    if sizes.min(initial=capacity) > capacity // 2:  # packs of one line: rows like any others
+        return choose_buckets(sizes, capacity, count, rows=packs)
+    # Lines that share a row with a longer pack need all of it. Of too many lengths the longest
+    # are kept: what is laid out in shorter lines fits them too.
+    return np.unique(np.where(sizes > capacity // 2, capacity, sizes))[-count:].astype(np.int64)
+
+
 def _cheapest(tops: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """Minimize the positions of all padded rows; cost[i, j]: tops[i..j-1] in one bucket."""
     size = len(tops)

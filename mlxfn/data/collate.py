@@ -59,6 +59,34 @@ def collate(rows: Sequence[Sequence[EncodedRow]], batch_size: int, length: int) 
     return HostBatch(tokens, labels, segments)
 
 
+def in_lines(documents: Sequence[EncodedRow], length: int) -> list[list[EncodedRow]]:
+    """Lay documents out in lines: each in the last one, or in a new one where it does not fit.
+
+    No other way to cut the documents in their order needs fewer lines. Those of a pack stand line
+    by line, and two of its lines fit one of twice the length: so it needs at most as many lines
+    as it has, or half as many where they are twice as long.
+
+    Args:
+        documents: In their order.
+        length: Positions of a line.
+
+    Example:
+        >>> rows = [EncodedRow(np.zeros(n, int), np.zeros(n, int)) for n in (3, 2, 4)]
+        >>> [[len(row.tokens) for row in line] for line in in_lines(rows, 5)]
+        [[3, 2], [4]]
+    """
+    lines: list[list[EncodedRow]] = []
+    room = -1
+    for document in documents:
+        size = len(document.tokens)
+        if size > room:
+            lines.append([])
+            room = length
+        lines[-1].append(document)
+        room -= size
+    return lines
+
+
 def check_ids(batch: HostBatch, vocab_size: int, *, where: str = "a batch") -> None:
     """Refuse ids the model has no row for: MLX would read or write outside its arrays.
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxfn.data.buckets import bucket_for, choose_buckets
-from mlxfn.data.collate import HostBatch, check_ids, collate
+from mlxfn.data.buckets import bucket_for, choose_buckets, pack_buckets
+from mlxfn.data.collate import HostBatch, check_ids, collate, in_lines
 from mlxfn.data.mix import MixedOrder
 from mlxfn.data.mixed_rows import MixedRows, joint_histogram
 from mlxfn.data.order import Order, Takes
+from mlxfn.data.pack import capacity_for
 from mlxfn.data.prefetch import Prefetch
 from mlxfn.data.report import BucketUse, ShapeReport
 from mlxfn.data.rows import Rows
@@ -49,13 +50,15 @@ class Loader:
 
     Args:
         rows: The encoded rows.
-        batch_size: Rows in a batch (B); one batch of an epoch may hold fewer and is filled up
-            with empty rows.
+        batch_size: Rows in a batch (B), or packs of rows; one batch of an epoch may hold fewer and
+            is filled up with empty rows.
         seed: Seed of the order.
         shuffle: A new order each epoch; False takes rows in file order.
         vocab_size: Rows of the model's embedding (V); every id is checked against it.
-        max_seq_length: Longest row, and the capacity of a packed row.
-        packing: Several documents in one row, marked by segments.
+        max_seq_length: Longest row, and the capacity of a pack.
+        packing: Several documents in one row, marked by segments. A pack is one row of
+            ``max_seq_length`` positions (of fewer where the whole data set has fewer), or two
+            of half the length, and so on: a batch has as many positions whatever its shape.
         bucket_count: Most different lengths of batches, each one compiled trace; None: 8, and up
             to 16 where an epoch is long enough to pay for them.
 
@@ -90,12 +93,17 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.vocab_size = vocab_size
-        self.packs = rows.packs(max_seq_length) if packing else None
+        capacity = capacity_for(rows.token_count, max_seq_length)
+        self.packs = rows.packs(capacity) if packing else None
         self._pools = rows.pools(self.packs) if isinstance(rows, MixedRows) else ()
         sizes, counts = self._histogram()  # of units: a unit is a row or a pack of rows
         units = round(float(counts.sum()))
         count = bucket_count or min(16, max(8, units // batch_size // _BATCHES_PER_TRACE))
-        self._buckets = choose_buckets(sizes, max_seq_length, count, rows=counts)
+        self._buckets = (
+            choose_buckets(sizes, max_seq_length, count, rows=counts)
+            if self.packs is None
+            else pack_buckets(sizes, capacity, count, packs=counts)
+        )
         self._order = self._mixed_order() if self._pools else self._plain_order(sizes, counts)
 
     @property
@@ -121,9 +129,11 @@ class Loader:
         """
         units = self._units(epoch, position)
         documents = [[self.rows.row(i) for i in self._documents(unit)] for unit in units]
-        longest = max(sum(len(row.tokens) for row in unit) for unit in documents)
+        of_rows = [len(unit[0].tokens) for unit in documents]
+        longest = max(of_rows if self.packs is None else self.packs.sizes[units])
         length = int(bucket_for(longest, self._buckets))
-        batch = collate(documents, self.batch_size, length)
+        lines = [line for unit in documents for line in in_lines(unit, length)]
+        batch = collate(lines, self._batch_rows(length), length)
         check_ids(batch, self.vocab_size, where=f"batch {position} of epoch {epoch}")
         return batch
 
@@ -180,7 +190,8 @@ class Loader:
         """Return the shapes and the padding of an epoch; they are those of every epoch."""
         of_rows = None if self.shuffle else np.searchsorted(self._buckets, self._sizes())
         uses = self._order.batch_buckets(of_rows).tolist()
-        positions = int(np.dot(uses, self._buckets)) * self.batch_size
+        rows = [self._batch_rows(length) for length in self.lengths]
+        positions = int(np.dot(uses, self._buckets * rows))
         tokens: float = self.rows.token_count
         if isinstance(self.rows, MixedRows):  # on average: epochs differ by a few rows
             uses_of = zip(self.rows.parts, self._pools, strict=True)
@@ -189,13 +200,11 @@ class Loader:
             batches=self.batches_per_epoch,
             batch_size=self.batch_size,
             buckets=tuple(
-                BucketUse(int(length), use)
-                for length, use in zip(self._buckets, uses, strict=True)
-                if use
+                BucketUse(*use) for use in zip(rows, self.lengths, uses, strict=True) if use[2]
             ),
             padding=1 - tokens / positions,
             rows=len(self.rows),
-            packed_rows=None if self.packs is None else len(self.packs),
+            packs=None if self.packs is None else len(self.packs),
         )
 
     def _stream(
@@ -239,6 +248,10 @@ class Loader:
         if self.packs is None:
             return self.rows.by_length()
         return np.argsort(self.packs.sizes, kind="stable")
+
+    def _batch_rows(self, length: int) -> int:
+        """Return the rows of a batch: of a pack, as many lines as it is worth."""
+        return self.batch_size * (1 if self.packs is None else self.packs.capacity // length)
 
     def _documents(self, unit: int) -> tuple[int, ...]:
         return (int(unit),) if self.packs is None else self.packs[int(unit)]

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import attrs
 import numpy as np
 
-from mlxfn.data.buckets import choose_buckets
+from mlxfn.data.buckets import choose_buckets, pack_buckets
 from mlxfn.data.chat import opens_thinking
 from mlxfn.data.copies import Copies
 from mlxfn.data.encode import Codec, EncodedRow, EncodeOptions, Outcome, encode_many
 from mlxfn.data.formats import Chat, Completion, Example, Ids, Text, column_names, detect, parse
 from mlxfn.data.mix import exact_weights, largest_remainder
-from mlxfn.data.order import Order
-from mlxfn.data.pack import pack
+from mlxfn.data.order import batches_by_bucket
+from mlxfn.data.pack import capacity_for, pack
 from mlxfn.data.prepare import Sources
 from mlxfn.data.problems import Findings, Problem, senseless
 from mlxfn.data.progress import counted
@@ -274,8 +274,8 @@ class _Ward:
         return SplitHealth(
             report,
             _histogram(lengths),
-            _padding(lengths, lengths.sum(), batch_size, limit),
-            _padding(pack(lengths, limit).sizes, lengths.sum(), batch_size, limit),
+            _padding(lengths, choose_buckets(lengths, limit), batch_size),
+            _padding_of_packs(lengths, batch_size, limit),
             tuple(self.samples),
         )
 
@@ -330,12 +330,27 @@ def _histogram(lengths: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     return tuple((i * width + 1, (i + 1) * width, count) for i, count in enumerate(counts))
 
 
-def _padding(sizes: np.ndarray, tokens: int, batch_size: int, limit: int) -> Padding:
-    buckets = choose_buckets(sizes, limit)
-    order = Order.of(buckets[np.searchsorted(buckets, sizes)], batch_size)
-    lengths = np.unique(buckets[np.searchsorted(buckets, sizes)])
-    positions = int(np.dot(order.batch_buckets(), lengths)) * batch_size
-    return Padding(len(lengths), len(sizes), 1 - int(tokens) / positions)
+def _padding(lengths: np.ndarray, buckets: np.ndarray, batch_size: int) -> Padding:
+    uses = _batches_of(lengths, buckets, batch_size)
+    positions = int(np.dot(uses, buckets)) * batch_size
+    return Padding(int(np.count_nonzero(uses)), len(lengths), 1 - int(lengths.sum()) / positions)
+
+
+def _padding_of_packs(lengths: np.ndarray, batch_size: int, limit: int) -> Padding:
+    packs = pack(lengths, capacity_for(int(lengths.sum()), limit))
+    buckets = pack_buckets(packs.sizes, packs.capacity)
+    uses = _batches_of(packs.sizes, buckets, batch_size)
+    lines = packs.capacity // buckets * batch_size
+    positions = int(np.dot(uses, lines * buckets))
+    share = 1 - int(lengths.sum()) / positions
+    return Padding(int(np.count_nonzero(uses)), int(np.dot(uses, lines)), share)
+
+
+def _batches_of(sizes: np.ndarray, buckets: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return how many batches of an epoch need each bucket, int64 [buckets]."""
+    held = np.searchsorted(buckets, sizes)
+    ends = np.bincount(held, minlength=len(buckets)).cumsum()
+    return batches_by_bucket(ends, batch_size)
 
 
 def histogram_lines(bins: Sequence[tuple[int, int, int]], width: int = 30) -> list[str]:

@@ -89,7 +89,7 @@ class MixedRows:
         return min(lows), max(highs)
 
     def packs(self, capacity: int) -> Packs:
-        """Return which rows share a packed row: those of a source among themselves."""
+        """Return which rows share a pack: those of a source among themselves."""
         packs = [part.packs(capacity) for part in self.parts]
         ends = np.cumsum([0, *(len(made.rows) for made in packs)])
         starts = zip(packs, self.starts[:-1], strict=True)
@@ -98,6 +98,7 @@ class MixedRows:
             np.concatenate([made.rows.astype(np.int64) + start for made, start in starts]),
             np.concatenate([[0], *offsets]),
             np.concatenate([made.sizes for made in packs]),
+            capacity,
         )
 
     def pools(self, packs: Packs | None) -> tuple[Pool, ...]:

@@ -105,9 +105,10 @@ class DataReport:
 
 
 class BucketUse(NamedTuple):
-    """One batch length and how often an epoch uses it."""
+    """One shape of batches and how often an epoch uses it."""
 
-    length: int  # positions
+    rows: int
+    length: int  # positions of a row
     batches: int
 
 
@@ -116,11 +117,11 @@ class ShapeReport:
     """The batches of one epoch."""
 
     batches: int
-    batch_size: int
+    batch_size: int  # rows, or packs of them
     buckets: tuple[BucketUse, ...]
     padding: float  # share of all positions that are padding
     rows: int
-    packed_rows: int | None  # rows after packing; None: not packed
+    packs: int | None  # of those rows; None: not packed
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -130,13 +131,14 @@ class ShapeReport:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the report as (label, text) pairs."""
-        shapes = ", ".join(f"{use.length} × {use.batches:,}" for use in self.buckets)
+        shapes = ", ".join(f"{rows} × {length} ({use:,})" for rows, length, use in self.buckets)
+        units = "rows" if self.packs is None else "packs"
         lines = [
-            ("batches", f"{self.batches:,} of {self.batch_size} rows in an epoch"),
-            ("lengths", f"{shapes} (length × batches), {self.padding:.1%} padding"),
+            ("batches", f"{self.batches:,} of {self.batch_size} {units} in an epoch"),
+            ("shapes", f"{shapes}: rows × length (batches); {self.padding:.1%} padding"),
         ]
-        if self.packed_rows is not None:
-            lines.insert(0, ("packing", f"{self.rows:,} rows in {self.packed_rows:,}"))
+        if self.packs is not None:
+            lines.insert(0, ("packing", f"{self.rows:,} rows in {self.packs:,} packs"))
         return lines
 
 

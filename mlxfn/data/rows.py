@@ -64,7 +64,7 @@ class Rows(Protocol):
         ...
 
     def packs(self, capacity: int) -> Packs:
-        """Return which rows share a packed row of at most ``capacity`` positions."""
+        """Return which rows share a pack of ``capacity`` positions."""
         ...
 
 
@@ -137,7 +137,7 @@ class EncodedRows:
         return id_range(self.tokens, self.labels)
 
     def packs(self, capacity: int) -> Packs:
-        """Return which rows share a packed row of at most ``capacity`` positions."""
+        """Return which rows share a pack of ``capacity`` positions."""
         return pack(self.lengths, capacity)
 
     def fingerprint(self) -> str:

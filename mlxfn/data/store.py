@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -205,12 +206,12 @@ class StoredRows:
         return low, high
 
     def packs(self, capacity: int) -> Packs:
-        """Return which rows share a packed row; found once and kept beside the rows."""
-        path = self.folder / f"packs-{capacity}.npz"
+        """Return which rows share a pack; found once and kept beside the rows."""
+        path = self.folder / f"lines-{capacity}.npz"
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return Packs(kept["rows"], kept["offsets"], kept["sizes"])
-        except (OSError, ValueError, KeyError, EOFError):
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+                return Packs(kept["rows"], kept["offsets"], kept["sizes"], capacity)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             packs = pack(self.lengths, capacity)
         temporary = path.with_name(f".{secrets.token_hex(8)}.npz")
         with contextlib.suppress(OSError):  # a full disk: the next start packs again

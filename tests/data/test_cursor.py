@@ -1,5 +1,6 @@
 """The stream of batches: any cursor gives exactly the rest of the stream."""
 
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -39,8 +40,13 @@ settings_of = st.fixed_dictionaries(
         "shuffle": st.booleans(),
         "packing": st.booleans(),
         "batch_size": st.integers(1, 8),
+        "max_seq_length": st.sampled_from([64, 256, 512]),  # packs of up to four line lengths
     }
 )
+
+
+def shapes_of(loader, epochs=1):
+    return {batch.tokens.shape for epoch in range(epochs) for batch in loader.epoch(epoch)}
 
 
 @given(sizes=lengths, options=settings_of, epoch=st.integers(0, 3))
@@ -103,9 +109,43 @@ def test_each_epoch_is_drawn_anew_and_resumed_with_its_own_order():
 def test_batches_have_few_shapes(sizes, options):
     """Every shape is a compiled trace."""
     loader = loader_of(sizes, **options)
-    shapes = {batch.tokens.shape for epoch in range(2) for batch in loader.epoch(epoch)}
-    assert shapes <= {(options["batch_size"], length) for length in loader.lengths}
+    capacity = loader.packs.capacity if loader.packs else 1
+    lines = {length: max(capacity // length, 1) for length in loader.lengths}
+    shapes = {(options["batch_size"] * lines[length], length) for length in loader.lengths}
+    assert shapes_of(loader, epochs=2) <= shapes
     assert len(loader.lengths) <= 8
+
+
+@given(sizes=lengths, options=settings_of, count=st.integers(1, 3))
+def test_a_packed_batch_has_the_same_positions_in_every_shape(sizes, options, count):
+    """What was planned for full rows holds for all; also where fewer lengths are wanted."""
+    options = {**options, "packing": True}
+    loader = loader_of(sizes, **options, bucket_count=count)
+    positions = options["batch_size"] * min(options["max_seq_length"], sum(sizes) + 7)
+    assert all(rows * length <= positions for rows, length in shapes_of(loader))
+    assert len(shapes_of(loader)) <= count
+
+
+def test_packs_of_lines_of_several_lengths_share_an_epoch():
+    """Attention of short rows costs what short lines cost; each shape is told with its batches."""
+    sizes = np.random.default_rng(0).lognormal(np.log(40), 0.7, 800).astype(int).clip(1, 256)
+    for shuffle in (True, False):
+        loader = loader_of(sizes.tolist(), 2, packing=True, max_seq_length=256, shuffle=shuffle)
+        shapes = Counter(batch.tokens.shape for batch in loader.epoch())
+        assert set(shapes) == {(8, 64), (4, 128), (2, 256)}
+        report = loader.report()
+        assert {use[:2]: use.batches for use in report.buckets} == shapes
+        assert report.padding == 1 - sizes.sum() / (512 * report.batches)
+        assert report.padding < 0.02
+
+
+def test_a_data_set_smaller_than_a_pack_is_not_padded_to_it():
+    """300 positions in a row of 2,048 would be 85% padding."""
+    loader = loader_of([30] * 10, 1, packing=True, max_seq_length=2048)
+    (batch,) = loader.epoch()
+    assert batch.tokens.size == 304
+    (batch,) = loader_of([5, 6], 1, packing=True, max_seq_length=2048).epoch()
+    assert batch.tokens.shape == (1, 16)
 
 
 @given(sizes=lengths, options=settings_of)
@@ -113,7 +153,7 @@ def test_packed_segments_count_up_from_one(sizes, options):
     """1..k without a gap, each contiguous, padding at the end alone."""
     loader = loader_of(sizes, **{**options, "packing": True})
     for batch in loader.epoch(0):
-        assert batch.tokens.shape[1] <= 64
+        assert batch.tokens.shape[1] <= options["max_seq_length"]
         for segments in batch.segments:
             real = segments[segments > 0]
             assert (segments[: len(real)] > 0).all()
@@ -151,7 +191,7 @@ def test_the_report_counts_what_an_epoch_delivers():
     assert report.batches == len(batches) == sum(use.batches for use in report.buckets)
     positions = sum(batch.tokens.size for batch in batches)
     assert report.padding == 1 - sum(int((b.segments > 0).sum()) for b in batches) / positions
-    assert (report.rows, report.packed_rows) == (7, len(loader.packs or []))
+    assert (report.rows, report.packs) == (7, len(loader.packs or []))
 
 
 def test_a_bad_id_is_found_before_the_first_update_with_its_row():
@@ -219,8 +259,14 @@ def test_500_rows_restored_at_every_position_give_the_same_remainder(shuffle, pa
         rows = rows_of(sizes.tolist())
 
     def remainder(position):
-        made = {"seed": 3, "shuffle": shuffle, "packing": packing}
-        loader = Loader(rows, 4, vocab_size=VOCAB, max_seq_length=64, **made)
+        made = {"seed": 3, "shuffle": shuffle, "packing": packing, "vocab_size": VOCAB}
+        # Packed, of 256 positions: lines of 64, 128 and 256.
+        size = (
+            {"batch_size": 1, "max_seq_length": 256}
+            if packing
+            else {"batch_size": 4, "max_seq_length": 64}
+        )
+        loader = Loader(rows, **size, **made)
         with loader.windows(1, position, 1, last_epoch=2) as windows:
             return [
                 (window.position, window.row_ids, [part.copy() for part in window.batches[0]])
@@ -229,6 +275,7 @@ def test_500_rows_restored_at_every_position_give_the_same_remainder(shuffle, pa
 
     whole = remainder(0)
     assert len(whole) > (20 if packing else 120)
+    assert not packing or len({batch[0].shape for *_, batch in whole}) > 1
     for position in range(1, len(whole)):
         rest = remainder(position)
         assert len(rest) == len(whole) - position
@@ -240,7 +287,7 @@ def test_500_rows_restored_at_every_position_give_the_same_remainder(shuffle, pa
 @given(count=st.integers(1, 400), options=settings_of)
 def test_no_row_is_lost_or_repeated_over_three_epochs(count, options):
     """Any number of rows, any batch size: each epoch has each row, and each target, exactly once."""
-    sizes = (np.arange(count) * 7919 % 40 + 1).tolist()
+    sizes = (np.arange(count) * 7919 % 40 + 1).tolist()  # 64, 128 and 256 from 60 rows on
     loader = loader_of(sizes, **options)
     for epoch in range(3):
         seen = [

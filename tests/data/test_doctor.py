@@ -8,9 +8,11 @@ import tracemalloc
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlxfn.data.copies import Copies
+from mlxfn.data.cursor import Loader
 from mlxfn.data.doctor import examine
 from mlxfn.data.encode import EncodeOptions
 from mlxfn.data.page import page
@@ -129,6 +131,24 @@ def test_the_split_that_a_fraction_takes_is_looked_at_as_in_training(tmp_path):
         assert diagnosis.splits[name].report.kept == split.report.kept
     assert {p.kind for p in diagnosis.problems} == {"duplicates"}
     assert sum(p.count for p in diagnosis.problems) == 2
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_padding_that_is_told_is_that_of_training(tmp_path, packing):
+    """Rows of batches, their lengths and what of them is padding, as a run has them."""
+    sizes = np.random.default_rng(0).lognormal(np.log(40), 0.7, 500).astype(int).clip(2, 250)
+    rows = [{"input_ids": [i % 50] * size} for i, size in enumerate(sizes.tolist())]
+    path, options = write_jsonl(tmp_path / "train.jsonl", rows), EncodeOptions(max_seq_length=256)
+    health = examine(path, shared("chatml"), options, batch_size=4).splits["train"]
+    told = health.packed if packing else health.bucketed
+    data = encode_splits(path, shared("chatml"), options)["train"].rows
+    loader = Loader(data, 4, vocab_size=50, max_seq_length=256, packing=packing)
+    batches = list(loader.epoch())
+    assert told is not None
+    assert told.share == pytest.approx(loader.report().padding)
+    assert told.shapes == len({batch.tokens.shape for batch in batches}) > 1
+    if packing:
+        assert told.rows == sum(len(batch.tokens) for batch in batches)
 
 
 def test_the_sources_of_a_mix_are_looked_at_each_by_itself(tmp_path):

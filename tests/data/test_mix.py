@@ -84,6 +84,7 @@ def test_no_row_is_left_out_of_a_pass_and_none_comes_twice(parts, batch_size, se
 def test_any_batch_is_found_from_its_number_alone(parts, seed, shuffle, packing):
     """A loader that has seen nothing gives the same batch in the middle of a later epoch."""
     made = {"seed": seed, "shuffle": shuffle, "packing": packing, **OPTIONS}
+    made |= {"max_seq_length": 256} if packing else {}  # lines of 64, 128 and 256
     try:
         whole = Loader(mixed(parts), 3, **made)
     except DataError:
@@ -105,13 +106,17 @@ def test_each_pass_and_each_seed_is_another_order():
     assert len(set(orders)) == 6
 
 
-def test_packs_hold_rows_of_one_source_and_every_row_of_a_pass():
+@pytest.mark.parametrize("capacity", [64, 256])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_packs_hold_rows_of_one_source_and_every_row_of_a_pass(capacity, shuffle):
     """With packing a source's rows are packed among themselves; its weight is that of its rows."""
-    rows = mixed([([20] * 30, 1), ([7] * 90, 3)])
-    loader = Loader(rows, 2, packing=True, **OPTIONS)
+    rows = mixed([([20, 60, 31] * 10, 1), ([7, 50, 13] * 30, 3)])
+    made = {**OPTIONS, "max_seq_length": capacity, "shuffle": shuffle}
+    loader = Loader(rows, 2, packing=True, **made)
     assert loader.packs is not None
     for pack in loader.packs:
         assert len({int(row >= 30) for row in pack}) == 1
+    assert len(loader.lengths) > 1
     first, second = drawn(loader, 0)
     assert set(first) == set(second) == {1}
     segments = [batch.segments for batch in loader.epoch(0)]
@@ -125,6 +130,26 @@ def test_file_order_spreads_the_sources_over_the_epoch():
     batches = [loader.row_indices(0, at) for at in range(5)]
     assert [sum(row < 5 for row in batch) for batch in batches] == [1] * 5
     assert [row for batch in batches for row in batch if row >= 5] == list(range(5, 20))
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=sources, seed=seeds, shuffle=st.booleans())
+def test_no_pack_of_a_pass_is_left_out_and_none_comes_twice(parts, seed, shuffle):
+    """A source's packs, in lines of several lengths, differ by at most one in how often they came."""
+    made = {**OPTIONS, "max_seq_length": 256, "seed": seed, "shuffle": shuffle}
+    try:
+        loader = Loader(mixed(parts), 2, packing=True, **made)
+    except DataError:  # a source that is too small a part
+        return
+    assert loader.packs is not None
+    totals = [np.zeros(len(sizes), np.int64) for sizes, _ in parts]
+    for epoch in range(3):
+        totals = [
+            total + counts for total, counts in zip(totals, drawn(loader, epoch), strict=True)
+        ]
+        assert all(set(total.tolist()) <= {total.min(), total.min() + 1} for total in totals)
+    firsts = np.array([pack[0] for pack in loader.packs])
+    assert (np.diff(firsts) > 0).all(), "packs are in file order"
 
 
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6))

@@ -97,6 +97,31 @@ def test_packed_rows_get_the_logits_and_the_loss_they_get_apart(kind):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_in_lines_has_the_loss_of_its_rows_one_by_one(kind, shuffle):
+    """Packs of four, two and one line in one epoch: each target once, to 1e-5."""
+    adapter = lora(model_of(kind), target_modules="all-linear", packed=True)
+    loss, params = causal_lm_loss(adapter.apply), shaken(adapter.params)
+    random = np.random.default_rng([8])
+    sizes = random.lognormal(np.log(30), 0.7, 60).astype(int).clip(2, 256)
+    ids = [random.integers(0, VOCAB, size + 1) for size in sizes]
+    data = EncodedRows.of((part[:-1], part[1:]) for part in ids)
+
+    def epoch(rows_of_a_batch, *, packing):
+        made = {"vocab_size": VOCAB, "max_seq_length": 256, "packing": packing}
+        loader = Loader(data, rows_of_a_batch, shuffle=shuffle, **made)
+        batches = [to_device(batch) for batch in loader.epoch(1)]
+        parts = [loss(params, batch, None) for batch in batches]
+        total, weight = (sum(float(part[i]) for part in parts) for i in (0, 1))
+        return total / weight, weight, {batch.tokens.shape for batch in batches}
+
+    apart, packed = epoch(1, packing=False), epoch(2, packing=True)
+    assert packed[1] == apart[1] == sizes.sum()
+    assert abs(packed[0] - apart[0]) < 1e-5
+    assert len(packed[2]) >= (3 if shuffle else 2), "one line length only"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_the_comparison_notices_attention_across_documents(kind):
     """With a mask that is only causal the same rows differ."""
     adapter = lora(model_of(kind))

@@ -84,11 +84,11 @@ def test_stored_rows_are_the_rows_in_memory(store, memory):
             assert ours.tolist() == theirs.tolist()
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("packing", "limit"), [(False, 40), (True, 40), (True, 512)])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_the_batches_from_a_store_are_those_from_memory(store, memory, packing, shuffle):
+def test_the_batches_from_a_store_are_those_from_memory(store, memory, packing, limit, shuffle):
     """Every batch of an epoch, its rows and its shape."""
-    options = {"shuffle": shuffle, "packing": packing, "vocab_size": 90, "max_seq_length": 40}
+    options = {"shuffle": shuffle, "packing": packing, "vocab_size": 90, "max_seq_length": limit}
     for _ in range(2):  # the second time the packs are read from the store
         ours, theirs = (Loader(rows, 5, **options) for rows in (store, memory[0]))
         assert ours.report() == theirs.report()
@@ -96,6 +96,22 @@ def test_the_batches_from_a_store_are_those_from_memory(store, memory, packing, 
             assert ours.places(1, position) == theirs.places(1, position)
             pairs = zip(ours.batch(1, position), theirs.batch(1, position), strict=True)
             assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_packs_that_cannot_be_read_are_found_again(store):
+    """What an earlier version wrote under another name, and what a full disk has cut."""
+    packs = store.packs(512)
+    assert len(set(packs.sizes.tolist())) > 1
+    (path,) = store.folder.glob("*512*.npz")
+    for name in ("rows", "offsets", "sizes"):
+        kept = getattr(store.packs(512), name)
+        assert kept.dtype == getattr(packs, name).dtype
+        assert np.array_equal(kept, getattr(packs, name))
+    older = {"rows": packs.rows, "offsets": packs.offsets, "sizes": packs.sizes + 1}
+    np.savez(store.folder / "packs-512.npz", **older)
+    assert np.array_equal(store.packs(512).sizes, packs.sizes)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert np.array_equal(store.packs(512).sizes, packs.sizes)
 
 
 def test_rows_are_tokenized_once(tmp_path):

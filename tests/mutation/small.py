@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.mutation.mutation import Mutation
-from tests.mutation.small_data import COLLATE, CURSOR
+from tests.mutation.small_data import COLLATE, CURSOR, PACK
 from tests.mutation.small_learning import LOSSES, TRANSFORMS
 from tests.mutation.small_step import MONITORS, STEPS
 
-SMALL: tuple[Mutation, ...] = (*LOSSES, *TRANSFORMS, *STEPS, *MONITORS, *COLLATE, *CURSOR)
+SMALL: tuple[Mutation, ...] = (*LOSSES, *TRANSFORMS, *STEPS, *MONITORS, *COLLATE, *CURSOR, *PACK)

@@ -7,6 +7,7 @@ from tests.mutation.mutation import Mutation, change
 BATCH = "data/test_collate.py"
 STREAM = "data/test_cursor.py"
 OPTIONS = "data/test_cursor_options.py"
+PACKS = "data/test_pack.py"
 
 COLLATE: tuple[Mutation, ...] = (
     change(
@@ -127,8 +128,8 @@ CURSOR: tuple[Mutation, ...] = (
     change(
         "a batch is as long as its shortest row",
         "data/cursor.py",
-        "longest = max(sum(",
-        "longest = min(sum(",
+        "longest = max(of_rows if",
+        "longest = min(of_rows if",
         f"{STREAM}::test_an_epoch_holds_every_row_once",
     ),
     change(
@@ -213,7 +214,7 @@ CURSOR: tuple[Mutation, ...] = (
     change(
         "padding is measured for batches of one row",
         "data/cursor.py",
-        "int(np.dot(uses, self._buckets)) * self.batch_size",
+        "int(np.dot(uses, self._buckets * rows))",
         "int(np.dot(uses, self._buckets))",
         f"{STREAM}::test_the_report_counts_what_an_epoch_delivers",
     ),
@@ -237,5 +238,106 @@ CURSOR: tuple[Mutation, ...] = (
         "min(16, max(8, units",
         "min(8, max(8, units",
         f"{OPTIONS}::test_a_long_epoch_pays_for_more_lengths",
+    ),
+)
+
+PACK: tuple[Mutation, ...] = (
+    change(
+        "a row that just fills a line opens another",
+        "data/collate.py",
+        "if size > room:",
+        "if size >= room:",
+        f"{PACKS}::test_every_row_is_in_exactly_one_pack_whose_lines_hold_it",
+    ),
+    change(
+        "a new line is longer than its row needs",
+        "data/pack.py",
+        "held = bisect_left(self.lines, length)",
+        "held = bisect_left(self.lines, length + 1) % len(self.lines)",
+        f"{PACKS}::test_it_is_first_fit_by_falling_length_and_lines_are_joined_from_the_shortest",
+    ),
+    change(
+        "the tree forgets what lines that are not the first have left",
+        "data/pack.py",
+        "largest = max(left, other)",
+        "largest = left",
+        f"{PACKS}::test_it_is_first_fit_by_falling_length_and_lines_are_joined_from_the_shortest",
+    ),
+    change(
+        "four lines that are left over share one of twice the length",
+        "data/pack.py",
+        "rest, pairs = here[~done], (places[~done] - full) // 2",
+        "rest, pairs = here[~done], (places[~done] - full) // 4",
+        f"{PACKS}::test_it_is_first_fit_by_falling_length_and_lines_are_joined_from_the_shortest",
+    ),
+    change(
+        "a nearly empty pack has several lines",
+        "data/pack.py",
+        "np.maximum(used, capacity // 2 + 1)",
+        "used",
+        f"{PACKS}::test_every_row_is_in_exactly_one_pack_whose_lines_hold_it",
+    ),
+    change(
+        "the rows of a pack are not in the order of its lines",
+        "data/pack.py",
+        "rows = np.lexsort((joint[of_rows], packs[of_rows]))",
+        'rows = np.argsort(packs[of_rows], kind="stable")',
+        f"{PACKS}::test_every_row_is_in_exactly_one_pack_whose_lines_hold_it",
+    ),
+    change(
+        "attention costs the same in lines of any length",
+        "data/pack.py",
+        "(positions * (1 + sizes / _EVEN))",
+        "positions",
+        f"{PACKS}::test_lines_are_of_the_lengths_that_cost_least",
+    ),
+    change(
+        "the lengths of lines are chosen from all rows",
+        "data/pack.py",
+        "line_lengths(lengths[:window], max_len)",
+        "line_lengths(lengths, max_len)",
+        f"{PACKS}::test_the_lengths_of_lines_are_those_for_the_first_window",
+    ),
+    change(
+        "a small data set is packed for a large one",
+        "data/pack.py",
+        "return min(-(-tokens // step) * step, max_len)",
+        "return max_len",
+        f"{PACKS}::test_a_small_data_set_has_a_capacity_of_its_own",
+    ),
+    change(
+        "packs of one line are padded as if no others shared their batch",
+        "data/buckets.py",
+        "np.unique(np.where(sizes > capacity // 2, capacity, sizes))",
+        "np.unique(sizes)",
+        f"{PACKS}::test_a_pack_fits_every_shape_of_longer_lines",
+    ),
+    change(
+        "of too many lengths of lines the shortest are kept",
+        "data/buckets.py",
+        "[-count:]",
+        "[:count]",
+        f"{PACKS}::test_a_pack_fits_every_shape_of_longer_lines",
+    ),
+    change(
+        "a batch of packs has as many rows as packs",
+        "data/cursor.py",
+        "(1 if self.packs is None else self.packs.capacity // length)",
+        "1",
+        f"{STREAM}::test_packs_of_lines_of_several_lengths_share_an_epoch",
+    ),
+    change(
+        "the doctor takes a line for a pack",
+        "data/doctor.py",
+        "lines = packs.capacity // buckets * batch_size",
+        "lines = np.full(len(buckets), batch_size)",
+        "data/test_doctor.py::test_the_padding_that_is_told_is_that_of_training",
+    ),
+    change(
+        "packs of an earlier layout are read",
+        "data/store.py",
+        'f"lines-{capacity}.npz"',
+        'f"packs-{capacity}.npz"',
+        "data/test_store.py::test_packs_that_cannot_be_read_are_found_again",
     ),
 )
