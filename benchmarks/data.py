@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from mlxfn.assemble import locate
-from mlxfn.data.buckets import bucket_for, choose_buckets
+from mlxfn.data.buckets import bucket_for, choose_buckets, pack_buckets
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
-from mlxfn.data.order import Order
+from mlxfn.data.order import Order, batches_by_bucket
 from mlxfn.data.pack import pack
 from mlxfn.data.prepare import encode_splits
 from mlxfn.data.record import Record
@@ -197,23 +197,31 @@ def encode(path: Path, count: int) -> dict[str, Any]:
 def padding(_: argparse.Namespace) -> None:
     """Print the padding of lognormal lengths."""
     print("| sigma | lengths, median / mean / longest | 8 buckets | best 8 lengths there are "
-          "| lengths needed for 12% | packed |\n|---|---|---|---|---|---|")  # fmt: skip
+          "| lengths needed for 12% | packed | mean line |\n|---|---|---|---|---|---|---|")  # fmt: skip
     for sigma in (0.3, 0.4, 0.5, 0.6, 0.8, 1.0):
         lengths = lognormal(20_000, median=60, sigma=sigma)
         shares = {count: share(lengths, count) for count in (8, 10, 12, 14, 16, 20, 24)}
         needed = next((count for count, part in shares.items() if part <= 0.12), None)
-        sizes = pack(lengths, LIMIT).sizes
-        packed = share(sizes, 8, tokens=int(lengths.sum()))
+        packed, line = lines_of(lengths)
         print(f"| {sigma} | {np.median(lengths):.0f} / {lengths.mean():.0f} / {lengths.max()} "
-              f"| {shares[8]:.1%} | {least(lengths):.1%} | {needed} | {packed:.1%} |")  # fmt: skip
+              f"| {shares[8]:.1%} | {least(lengths):.1%} | {needed} | {packed:.1%} | {line:.0f} |")  # fmt: skip
 
 
-def share(sizes: np.ndarray, count: int, tokens: int | None = None) -> float:
+def lines_of(lengths: np.ndarray) -> tuple[float, float]:
+    """Return the padding of an epoch of packs, and the mean line of a position."""
+    packs = pack(lengths, LIMIT)
+    buckets = pack_buckets(packs.sizes, LIMIT)
+    ends = np.searchsorted(np.sort(packs.sizes), buckets, side="right")
+    positions = batches_by_bucket(ends, BATCH) * BATCH * (LIMIT // buckets * buckets)
+    return 1 - lengths.sum() / positions.sum(), positions.dot(buckets) / positions.sum()
+
+
+def share(sizes: np.ndarray, count: int) -> float:
     """Return the padding of an epoch of batches with at most ``count`` lengths."""
     buckets = choose_buckets(sizes, LIMIT, count)
     held = bucket_for(sizes, buckets)
     positions = int(np.dot(Order.of(held, BATCH).batch_buckets(), np.unique(held))) * BATCH
-    return 1 - (int(sizes.sum()) if tokens is None else tokens) / positions
+    return 1 - int(sizes.sum()) / positions
 
 
 def least(lengths: np.ndarray, count: int = 8) -> float:

@@ -3,8 +3,9 @@
 ``python benchmarks/data_training.py`` writes rows whose lengths are lognormal (median 60 tokens,
 at most 512) and trains on them with each contender as a command, for few epochs and for more; the
 difference is training alone, without the start. Updates are of as many rows as a pack holds on
-average, so that an epoch has about as many updates packed or not, and losses compare. CPU seconds are the figure to trust on a machine
-that others use. The adapters are judged by one evaluation, mlxfn's.
+average, so that an epoch has about as many updates packed or not, and losses compare; a pack is laid
+out in lines of 512 positions, or of a half, a quarter, an eighth. CPU seconds are the figure to trust
+on a machine that others use. The adapters are judged by one evaluation, mlxfn's.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def about(options: argparse.Namespace, train: Split) -> str:
     return (
         f"{train.report.kept} rows of {low} to {top} positions, median {half}, 90% {most}; "
         f"{train.report.label_tokens:,} supervised; batches of {options.batch_size} rows, packed: "
-        f"1 row of {LIMIT}; {options.epochs[1]} epochs, less {options.epochs[0]}\n"
+        f"1 pack of {LIMIT} positions; {options.epochs[1]} epochs, less {options.epochs[0]}\n"
     )
 
 
