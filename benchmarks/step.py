@@ -165,7 +165,7 @@ def ours(
 
     import mlxfn as mf
     from mlxfn import planning
-    from mlxfn.assemble import make_adapter, make_loss
+    from mlxfn.assemble import make_adapter, make_losses
     from mlxfn.models.model import Model
 
     base, budget = mf.Config(), spec.get("budget")
@@ -189,7 +189,7 @@ def ours(
         mx.set_memory_limit(int(limit))
     adapter = make_adapter(config, model, choice.execution)
     tx = mf.chain(mf.clip_by_global_norm(1.0), mf.adamw(mf.constant(1e-4)))
-    step = mf.make_step(make_loss(config, adapter), tx)
+    step = mf.make_step(make_losses(config, adapter).train, tx)
     tokens = ids(spec, model.vocab_size)
     batch = mf.Batch(tokens[:, :-1], tokens[:, 1:], mx.ones_like(tokens[:, 1:]))
     states = [mf.init_state(adapter.params, tx)]

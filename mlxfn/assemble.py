@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -109,6 +110,7 @@ def assemble(config: Config, decided: Execution | None = None) -> Job:
     tokens = splits["train"].rows.token_count
     choice, budget = choose(config, model, data_tokens=tokens, decided=decided)
     adapter = make_adapter(config, model, choice.execution)
+    losses = make_losses(config, adapter)
     tx = make_transform(config, plan)
     fingerprints = {"model": model.fingerprint} | {
         f"data.{name}": split.rows.fingerprint() for name, split in splits.items()
@@ -122,13 +124,8 @@ def assemble(config: Config, decided: Execution | None = None) -> Job:
         valid=valid,
         reports={name: split.report for name, split in splits.items()},
         plan=plan,
-        step=make_step(
-            make_loss(config, adapter, label_smoothing=config.train.label_smoothing),
-            tx,
-            accumulate=config.train.gradient_accumulation_steps,
-        ),
-        # Validation reports the plain cross-entropy: a perplexity of a smoothed loss is none.
-        evaluate=make_evaluate(make_loss(config, adapter, gradient=False)),
+        step=make_step(losses.train, tx, accumulate=config.train.gradient_accumulation_steps),
+        evaluate=make_evaluate(losses.valid),
         monitors=watching,
         state=RunState(
             train=init_state(adapter.params, tx, seed=config.train.seed),
@@ -317,30 +314,34 @@ def make_adapter(config: Config, model: Model, execution: Execution = PLAIN) -> 
     )
 
 
-def make_loss(
-    config: Config, adapter: Adapter, *, label_smoothing: float = 0.0, gradient: bool = True
-) -> LossFn:
-    """Return the loss: from full logits where they are small, from hidden states otherwise.
+class Losses(NamedTuple):
+    """The losses of a run."""
+
+    train: LossFn  # with label smoothing
+    valid: LossFn  # the plain cross-entropy, without a gradient: a smoothed one has no perplexity
+
+
+def make_losses(config: Config, adapter: Adapter) -> Losses:
+    """Return the losses: from full logits where they are small, from hidden states otherwise.
 
     Args:
         config: The run's settings.
         adapter: What is trained.
-        label_smoothing: Of the training loss.
-        gradient: False for a loss that is only evaluated.
     """
-    data = config.data
+    data, smoothing = config.data, config.train.label_smoothing
     logits = data.batch_size * data.max_seq_length * adapter.model.vocab_size
     split = split_head(adapter) if logits >= LARGE_LOGITS else None
     if split is None:
-        return causal_lm_loss(adapter.apply, label_smoothing=label_smoothing)
-    return chunked_causal_lm_loss(
+        whole = partial(causal_lm_loss, adapter.apply)
+        return Losses(whole(label_smoothing=smoothing), whole())
+    chunked = partial(
+        chunked_causal_lm_loss,
         split.hidden_apply,
         split.head,
         trained=read_by_head(split, adapter),
         chunk_size=CHUNK,
-        label_smoothing=label_smoothing,
-        gradient=gradient,
     )
+    return Losses(chunked(label_smoothing=smoothing), chunked(gradient=False))
 
 
 def make_monitors(config: Config) -> dict[str, Monitor]:

@@ -8,7 +8,7 @@ import attrs
 import mlx.core as mx
 import numpy as np
 
-from mlxfn.assemble import load_base, make_adapter, make_loss, make_plan, make_transform
+from mlxfn.assemble import load_base, make_adapter, make_losses, make_plan, make_transform
 from mlxfn.config import Config
 from mlxfn.memory import GB
 from mlxfn.planning import Choice
@@ -37,7 +37,7 @@ def measure_update(config: Config, choice: Choice) -> dict[str, float]:
     model = load_base(config)
     adapter = make_adapter(config, model, choice.execution)
     tx = make_transform(config, make_plan(config, 1))
-    step = make_step(make_loss(config, adapter), tx, accumulate=choice.accumulation)
+    step = make_step(make_losses(config, adapter).train, tx, accumulate=choice.accumulation)
     state = init_state(adapter.params, tx)
     shape = (choice.batch_size, config.data.max_seq_length)
     ids = np.random.default_rng(0).integers(0, model.vocab_size, shape).astype(np.int32)

@@ -13,7 +13,7 @@ from mlxfn.assemble import (
     load_base,
     make_adapter,
     make_loader,
-    make_loss,
+    make_losses,
     make_plan,
     make_transform,
     paths_of,
@@ -68,7 +68,7 @@ class Reopened:
                 remedy=f"add {split}.jsonl to the folder, or name other rows with --data",
             )
         loader = make_loader(self.config, self.model, found[split].rows)
-        evaluate = make_evaluate(make_loss(self.config, self.adapter))
+        evaluate = make_evaluate(make_losses(self.config, self.adapter).valid)
         result = evaluate(self.params, (to_device(batch) for batch in loader.epoch()))
         rows = len(found[split].rows)
         return SplitLoss(

@@ -4,13 +4,17 @@ import json
 import math
 import signal
 from pathlib import Path
+from unittest.mock import patch
 
 import mlx.core as mx
 import pytest
 
 import mlxfn as mf
+from mlxfn.assemble import assemble
+from mlxfn.data.cursor import to_device
 from mlxfn.errors import CheckpointError, RunDirError
 from mlxfn.events import Step
+from mlxfn.models.head import split_head
 from mlxfn.sinks.jsonl import read_events
 from mlxfn.state import Batch
 from mlxfn.timing import rates
@@ -121,6 +125,22 @@ def test_a_resumed_run_measures_nothing(tmp_path, monkeypatch):
     assert mf.train(config, mode="resume").steps == 2
     with pytest.raises(AssertionError, match="measured"):
         mf.train(config, mode="fresh")
+
+
+def test_the_head_is_verified_once_for_both_losses(tmp_path, monkeypatch):
+    """It takes two forward passes; and only what is learned from may be smoothed."""
+    config = small_config(tmp_path, train__label_smoothing=0.1)
+    plain = assemble(config)
+    monkeypatch.setattr("mlxfn.assemble.LARGE_LOGITS", 0)
+    with patch("mlxfn.assemble.split_head", wraps=split_head) as split:
+        chunked = assemble(config)
+    assert split.call_count == 1
+    batch = to_device(next(iter(plain.valid.epoch())))
+    same = [job.evaluate(job.state.train.params, [batch]).loss for job in (plain, chunked)]
+    assert same[0] == pytest.approx(same[1], rel=1e-6)
+    for job in (plain, chunked):
+        _, metrics = job.step(job.state.train, [batch])
+        assert float(metrics.loss) != pytest.approx(same[0], rel=1e-4)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):
