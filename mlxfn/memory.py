@@ -10,6 +10,7 @@ import attrs
 import mlx.core as mx
 
 from mlxfn import cgroup
+from mlxfn.device import device_kind
 
 GB = 1e9  # bytes; decimal, as drives and mlx-lm count
 _MASTER = 4  # bytes of a trainable value, its gradient, and each optimizer moment: fp32
@@ -261,7 +262,7 @@ def device_memory_gb() -> float:
         >>> device_memory_gb() > 0
         True
     """
-    info = mx.device_info() if mx.default_device().type == mx.gpu else {}
+    info = mx.device_info() if device_kind() != "cpu" else {}
     size = info.get("memory_size") or info.get("total_memory")  # Metal's name, and CUDA's
     if size:
         return int(size) / GB

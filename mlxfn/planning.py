@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlxfn import memory
 from mlxfn.config import Config
+from mlxfn.device import device_kind
 from mlxfn.errors import MemoryBudgetError
 from mlxfn.memory import GB, Shape, Table, Workload
 from mlxfn.models.execution import Execution
@@ -19,7 +20,7 @@ from mlxfn.models.quantized import is_quantized, sizes, switch_types
 from mlxfn.models.targets import resolve_targets
 from mlxfn.models.unpack import Route, faster_route
 from mlxfn.scheduling import mb_per_buffer
-from mlxfn.timing import device_kind, predict_seconds, rates
+from mlxfn.timing import predict_seconds, rates
 
 LARGE_LOGITS = 2**26
 """Logits of a micro-batch (256 MB in fp32) from which on they are never held all at once."""

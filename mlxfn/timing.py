@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
+from mlxfn.device import device_kind
 from mlxfn.memory import Shape, Workload, layer_values, recomputed_layers
 
 # Rows of a product and values of a copy: milliseconds on each.
@@ -66,18 +67,6 @@ def rates(dtype: str, bits: int | None = None) -> Rates:
     )
 
 
-def device_kind() -> str:
-    """Return ``"cpu"``, ``"metal"`` or ``"cuda"``: what MLX computes on.
-
-    Example:
-        >>> device_kind() in {"cpu", "metal", "cuda"}
-        True
-    """
-    if mx.default_device().type != mx.gpu:
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
-
-
 def seconds_of(make: Callable[[], mx.array]) -> float:
     """Return the time to evaluate an array: the median of three, after one more.
 
@@ -88,7 +77,7 @@ def seconds_of(make: Callable[[], mx.array]) -> float:
         True
     """
     times: list[float] = []
-    count = 8 if mx.default_device().type == mx.gpu else 1
+    count = 1 if device_kind() == "cpu" else 8
     for _ in range(4):
         start = time.perf_counter()
         mx.eval([make() for _ in range(count)])

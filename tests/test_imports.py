@@ -29,6 +29,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "blas",
         "signals",
         "cgroup",
+        "device",
         "scheduling",
     ),
     "values": ("state", "config", "configfile", "result"),
@@ -175,12 +176,13 @@ def uses(path: Path, owner: str, name: str) -> list[int]:
     [
         ("mx", "compile", {"step", "evaluate"}),
         ("mx", "seed", set()),
+        ("mx", "default_device", {"device", "environment"}),
         ("", "print", {"cli"}),
         ("pickle", "loads", set()),
     ],
 )
 def test_single_owners(owner, name, allowed):
-    """Compilation, printing and global randomness each have one place where to look for them."""
+    """Compilation, printing, randomness and the device each have one place to look for them."""
     strays = [
         f"{module_of(path)}:{line}"
         for path in SOURCES

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from mlxfn.device import device_kind
 from mlxfn.errors import ConfigError
 from mlxfn.files import expand
 from mlxfn.models.gemma2 import complete_gemma2
@@ -259,7 +260,7 @@ def _why(error: Exception) -> str:
 
 def _set_dtype(module: nn.Module, dtype: str) -> None:
     if dtype == "auto":
-        if mx.default_device().type != mx.DeviceType.cpu:
+        if device_kind() != "cpu":
             return
         dtype = "float32"
     if dtype not in _DTYPES:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx import nn
 
+from mlxfn.device import device_kind
 from mlxfn.models.dropout import current_scope
 from mlxfn.models.quantized import is_quantized, packing_of, switch_types, times_unpacked
 from mlxfn.models.slots import walk
@@ -102,9 +103,7 @@ def faster_route(module: nn.Module, *, tokens: int, dtype: mx.Dtype) -> Route | 
     largest = max(linear, key=lambda layer: layer["scales"].size)
     rows, groups = largest["scales"].shape
     inputs = groups * largest.group_size
-    on_device = mx.default_device().type == mx.gpu
-    kind = ("metal" if mx.metal.is_available() else "cuda") if on_device else "cpu"
-    most, flops = _TIMED[kind]
+    most, flops = _TIMED[device_kind()]
     tokens = min(tokens, most)
     part = _rows_of(largest, min(rows, max(flops // (2 * inputs * tokens), 64)))
     x = mx.random.normal((tokens, inputs), dtype=dtype, key=mx.random.key(0))

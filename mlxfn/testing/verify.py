@@ -20,6 +20,7 @@ from mlxfn.data.encode import EncodedRow
 from mlxfn.data.formats import Example, parse_rows
 from mlxfn.data.readers import readers_of
 from mlxfn.data.rows import Rows
+from mlxfn.device import device_kind
 from mlxfn.errors import ConfigError
 from mlxfn.losses import causal_lm_loss, chunked_causal_lm_loss
 from mlxfn.models.adapter import Adapter
@@ -110,7 +111,7 @@ def _pieces(job: Job, base: Mapping[str, mx.array], batch: Batch, near: float) -
     plain, again = (make_adapter(dropping, job.model, way) for way in ways)
     smoothing = config.train.label_smoothing
     exact = compute_dtype(job.model.module) == "float32"
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    on_cpu = device_kind() == "cpu"
     return Pieces(
         loss_fn=causal_lm_loss(again.apply, label_smoothing=smoothing),
         params=job.adapter.params,
