@@ -28,7 +28,7 @@ from mlxfn import configfile
 from mlxfn.errors import MlxfnError
 from mlxfn.sinks.jsonl import read_events
 from tests.support.models import write_model
-from tests.support.runs import SMALL, sums, write_rows
+from tests.support.runs import CLOCK, SMALL, sums, write_rows
 
 TINY = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32,
         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
@@ -136,18 +136,9 @@ class Bench:
 
 def outcome(run: Path) -> Outcome:
     """Read what a finished run left."""
-    clock = {
-        "time",
-        "time_s",
-        "step_time_s",
-        "tokens_per_s",
-        "real_tokens_per_s",
-        "memory_gb",
-        "peak_memory_gb",
-    }
-    clock |= {"pause_s", "path", "result"}
+    changing = CLOCK | {"path", "result"}
     told = [
-        tuple(sorted((k, json.dumps(v)) for k, v in event.items() if k not in clock))
+        tuple(sorted((k, json.dumps(v)) for k, v in event.items() if k not in changing))
         for event in read_events(run / "events.jsonl")
         if event["event"] != "start"
     ]

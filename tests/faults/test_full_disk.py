@@ -17,18 +17,7 @@ from mlxfn.events import Step
 from mlxfn.files import SYSTEM, System
 from mlxfn.sinks import jsonl
 from mlxfn.sinks.jsonl import read_events
-from tests.support.runs import Collect, small_config
-
-CLOCK = {
-    "time",
-    "time_s",
-    "step_time_s",
-    "tokens_per_s",
-    "real_tokens_per_s",
-    "memory_gb",
-    "peak_memory_gb",
-    "pause_s",
-}
+from tests.support.runs import CLOCK, Collect, small_config
 
 
 class Disk(Collect):

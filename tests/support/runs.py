@@ -29,6 +29,18 @@ SMALL: dict[str, Any] = {
 }
 """21 rows in 11 batches, so 6 updates in each of 2 epochs, the last of each a short window."""
 
+CLOCK = {
+    "time",
+    "time_s",
+    "step_time_s",
+    "tokens_per_s",
+    "real_tokens_per_s",
+    "memory_gb",
+    "peak_memory_gb",
+    "pause_s",
+}
+"""Fields of events in which two runs of the same thing may differ: times, and memory."""
+
 
 @cache
 def model_folder(kind: str = "llama") -> Path:
