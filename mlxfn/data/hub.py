@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from mlxfn.data.record import Record
+from mlxfn.data.record import Record, unreadable
 from mlxfn.errors import ConfigError, DataError
 from mlxfn.files import expand
 
@@ -150,12 +150,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
                     number += 1
                     yield Record(without_nulls(row), str(path), number)
     except (ArrowException, OSError) as error:
-        raise DataError(
-            "the data file cannot be read",
-            where=f"{path}, after row {number}" if number else path,
-            got=f"{type(error).__name__}: {error}",
-            expected="a parquet file",
-        ) from error
+        raise unreadable(path, "row", number, error, expected="a parquet file") from error
 
 
 def without_nulls(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
@@ -49,5 +50,23 @@ def wrong_column(record: Record, column: str, expected: str, got: object) -> NoR
         f"the column {column!r} of a row has the wrong form",
         where=record.where,
         got=shorten(got),
+        expected=expected,
+    )
+
+
+def unreadable(path: Path, unit: str, last: int, error: Exception, *, expected: str) -> DataError:
+    """Return the error for a data file that cannot be read, or not to its end.
+
+    Args:
+        path: The file.
+        unit: What is counted in it: ``"line"`` or ``"row"``.
+        last: The last one that was read; 0 for none.
+        error: What stopped the reading.
+        expected: What the file should be.
+    """
+    return DataError(
+        "the data file cannot be read",
+        where=f"{path}, after {unit} {last}" if last else path,
+        got=f"{type(error).__name__}: {error}",
         expected=expected,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mlxfn.data.hub import read_parquet
-from mlxfn.data.record import Record, shorten
+from mlxfn.data.record import Record, shorten, unreadable
 from mlxfn.errors import DataError
 from mlxfn.files import expand
 
@@ -142,12 +142,8 @@ def _scan_file(path: Path) -> Iterator[Record | DataError]:
                     yield found
             _check_size(path, line, size, file)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            "the data file cannot be read",
-            where=f"{path}, after line {line}" if line else path,
-            got=f"{type(error).__name__}: {error}",
-            expected="a readable text file of JSON lines, or the same compressed with gzip",
-        ) from error
+        expected = "a readable text file of JSON lines, or the same compressed with gzip"
+        raise unreadable(path, "line", line, error, expected=expected) from error
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
