@@ -67,15 +67,17 @@ def tokenizing() -> Generator[None]:
     from rich.console import Console
     from rich.status import Status
 
+    from mlxfn_cli.words import duration
+
     status = Status("", console=Console(stderr=True, highlight=False))
 
     def tell(progress: Progress) -> None:
         if progress.ended:
             status.stop()
         elif progress.seconds > _PATIENCE:
-            status.update(
-                f"tokenizing {progress.name}: {progress.rows:,} rows, {progress.rate:,.0f} a second"
-            )
+            left = f", {duration(progress.left)} left" if progress.left is not None else ""
+            done = f"{progress.rows:,} rows, {progress.rate:,.0f} a second"
+            status.update(f"tokenizing {progress.name}: {done}{left}")
             status.start()
 
     with listening(tell):

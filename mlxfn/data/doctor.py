@@ -122,7 +122,7 @@ def examine(
     wards: list[_Ward] = []
     for split, origin, reader in _readers(source, valid_fraction):
         ward = _Ward(split, origin, tokenizer, options, samples)
-        ward.look(counted(ward.name, reader.scan()))
+        ward.look(counted(ward.name, reader.scan(), reader.meter.share))
         ward.compare(wards)
         wards.append(ward)
     weights = exact_weights(source) if isinstance(source, Mapping) else None

@@ -134,12 +134,12 @@ def _encoded(
     folder = _cache_folder(cache, reader)
     fingerprint = tokenizer_fingerprint(tokenizer) if folder else None
     if folder is None or fingerprint is None:
-        return Split(*encode_split(counted(name, reader.records()), tokenizer, options, name=name))
+        return _at_once(name, reader, tokenizer, options)
     settings = {**attrs.asdict(options), "split": name, "part": reader.part}
     try:
         content = reader.content(folder)
     except OSError:  # reading the rows says what is wrong, and where
-        return Split(*encode_split(counted(name, reader.records()), tokenizer, options, name=name))
+        return _at_once(name, reader, tokenizer, options)
     key = store_key(content, fingerprint, settings)
 
     def build(writer: StoreWriter) -> None:
@@ -147,7 +147,7 @@ def _encoded(
         count = _worker_count(reader) if workers == "auto" else workers
         made = encoded(reader.records(), tokenizer, options, tally, count)
         with closing(made):  # ends the processes, whatever happens here
-            writer.write(counted(name, made))
+            writer.write(counted(name, made, reader.meter.share))
         if reader.content(folder) != content:
             raise DataError(
                 "the data changed while it was read",
@@ -160,6 +160,12 @@ def _encoded(
     if cache == "auto":
         remove_unused(folder, keep=[key])
     return Split(rows, rows.report)
+
+
+def _at_once(name: str, reader: Reader, tokenizer: Any, options: EncodeOptions) -> Split:
+    """Encode a split into memory, in this process."""
+    records = counted(name, reader.records(), reader.meter.share)
+    return Split(*encode_split(records, tokenizer, options, name=name))
 
 
 def _worker_count(reader: Reader) -> int:

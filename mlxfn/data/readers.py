@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache as remember
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import attrs
 
 from mlxfn.data.hub import HubSplit, is_dataset, load_splits
 from mlxfn.data.keys import content_of
+from mlxfn.data.progress import Meter
 from mlxfn.data.record import Record
 from mlxfn.data.records import Source, find_splits, scan_records
 from mlxfn.errors import DataError
@@ -35,6 +36,7 @@ class Reader:
     part: tuple[str, float] = ("whole", 0.0)  # which part of the files, by valid_fraction
     data: HubSplit | None = None  # instead of files
     check: Callable[[], None] = _nothing  # before the records are used
+    meter: Meter = attrs.field(factory=Meter, eq=False)  # how much of the files has been read
 
     def records(self) -> Iterator[Record]:
         """Yield the records, of which there has to be one.
@@ -86,10 +88,7 @@ def readers_of(
         splits = load_splits(str(source), streaming=streaming)
         readers = {name: Reader((), split.records, data=split) for name, split in splits.items()}
     else:
-        readers = {
-            name: Reader(tuple(paths), lambda paths=paths: scan_records(paths))
-            for name, paths in find_splits(source).items()
-        }
+        readers = {name: _reader_of(paths) for name, paths in find_splits(source).items()}
     if valid_fraction and "valid" in readers:
         raise DataError(
             "there is a validation file, and valid_fraction asks for one from train",
@@ -105,6 +104,11 @@ def readers_of(
     return readers
 
 
+def _reader_of(paths: Sequence[Path]) -> Reader:
+    meter = Meter()
+    return Reader(tuple(paths), lambda: scan_records(paths, meter), meter=meter)
+
+
 def _part(whole: Reader, name: str, fraction: float, check: Callable[[], None]) -> Reader:
     """Return the reader of the rows of train that stay there, or of those that become valid."""
 
@@ -114,7 +118,7 @@ def _part(whole: Reader, name: str, fraction: float, check: Callable[[], None]) 
             if (not broken and share(item.value) < fraction) == (name == "valid"):
                 yield item
 
-    return Reader(whole.files, scan, (name, fraction), whole.data, check)
+    return Reader(whole.files, scan, (name, fraction), whole.data, check, whole.meter)
 
 
 def share(value: dict[str, Any]) -> float:

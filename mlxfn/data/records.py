@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mlxfn.data.hub import read_parquet
+from mlxfn.data.progress import Meter
 from mlxfn.data.record import Record, shorten, unreadable
 from mlxfn.errors import DataError
 from mlxfn.files import expand
@@ -115,23 +116,36 @@ def read_records(source: Source) -> Iterator[Record]:
         yield record
 
 
-def scan_records(source: Source) -> Iterator[Record | DataError]:
+def scan_records(source: Source, meter: Meter | None = None) -> Iterator[Record | DataError]:
     """Yield every record of the files, and for a line that is none the error that names it.
 
     Args:
         source: As ``read_records``.
+        meter: Is told how much there is, and what is being read.
 
     Raises:
         DataError: A file cannot be read, or changes meanwhile.
     """
-    for path in files_in(source):
-        yield from read_parquet(path) if path.suffix == ".parquet" else _scan_file(path)
+    paths, meter = files_in(source), meter or Meter()
+    meter.begin(_bytes_in(paths))
+    for path in paths:
+        yield from read_parquet(path) if path.suffix == ".parquet" else _scan_file(path, meter)
 
 
-def _scan_file(path: Path) -> Iterator[Record | DataError]:
+def _bytes_in(paths: Sequence[Path]) -> int | None:
+    """Return the size of the files, if the place in each can be told."""
+    try:
+        if any(path.suffix == ".parquet" or not path.is_file() for path in paths):
+            return None
+        return sum(path.stat().st_size for path in paths)
+    except OSError:  # reading it will say what is wrong
+        return None
+
+
+def _scan_file(path: Path, meter: Meter) -> Iterator[Record | DataError]:
     line = 0
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, meter.following(file):
             size = os.fstat(file.fileno()).st_size
             text = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
             for line, raw in enumerate(_lines(text, path), start=1):
