@@ -10,6 +10,7 @@ import attrs
 import mlx.core as mx
 
 from mlxfn import tree
+from mlxfn.device import device_kind
 from mlxfn.random import fold_in, key
 from mlxfn.state import Batch, LossFn, StepMetrics, TrainState, Weighted
 from mlxfn.transforms.accumulate import Accumulated, add_micro_batch, micro_batch_sums
@@ -138,7 +139,7 @@ def make_step(
         raise ValueError(f"accumulate is at least 1, got {accumulate}")
     if flat and not tx.elementwise:
         raise ValueError("only the update of an elementwise transform can be flat")
-    in_one_vector = flat or (flat is None and tx.elementwise and mx.default_device() == mx.gpu)
+    in_one_vector = flat or (flat is None and tx.elementwise and device_kind() != "cpu")
 
     def alone(params: Params, batch: Batch, key: mx.array, step: mx.array) -> Accumulated:
         own_key = fold_in(fold_in(key, step), mx.array(0, mx.uint32))
