@@ -85,9 +85,10 @@ def _split(report: dict[str, Any]) -> str:
 
 
 def _plan(plan: dict[str, Any]) -> str:
-    size = f"{plan['batch_size']} × {plan['accumulation']}"
+    packed = plan.get("shapes", {}).get("packs") is not None
+    size = f"{plan['batch_size']} × {plan['accumulation']} {'packs' if packed else 'rows'}"
     return (
-        f"{plural(plan['updates'], 'update')} of {size} rows in {plural(plan['epochs'], 'epoch')}, "
+        f"{plural(plan['updates'], 'update')} of {size} in {plural(plan['epochs'], 'epoch')}, "
         f"{plan['warmup']} of them warmup"
     )
 

@@ -112,6 +112,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path):
     assert list(tmp_path.iterdir()) == []
     done = mlxfn("train", config, "--dry-run", "--json", cwd=tmp_path)
     assert json.loads(done.out)["plan"]["updates"] == 4
+    done = mlxfn("train", config, "--dry-run", "--set", "data.packing=true", cwd=tmp_path)
+    assert " of 2 × 2 packs in " in done.out, done
 
 
 @pytest.mark.parametrize(
