@@ -1,9 +1,11 @@
 """Kernels for the processor at hand: MLX compiles its own for the oldest one of the family.
 
 On x86-64, MLX compiles kernels on the CPU with plain ``g++ -O3``. Such code may use nothing that
-came after 2003, so each exponential calls a function of libm six times for its fused multiply-adds.
-With ``-march=native`` they are instructions: 2.2 ns instead of 8.9 ns for each value. Contraction
-stays off, so that no product and sum are fused that MLX has not fused: every bit is the same.
+came after 2003, so each exponential calls a function of libm six times for its fused multiply-adds,
+and is a call itself. Compiled for this processor, with the exponential inlined, a loop over it
+becomes vector instructions: 0.25 ns instead of 10 ns for each value. Every bit is the same:
+contraction stays off, so that no product and sum are fused that MLX has not fused, and what is
+given up is only what nobody reads, the exception flags and ``errno``.
 """
 
 from __future__ import annotations
@@ -18,14 +20,20 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FLAGS = ("-march=native", "-ffp-contract=off")
+FLAGS = (
+    "-march=native",
+    "-ffp-contract=off",
+    "-finline-limit=5000",  # MLX's exp is longer than what -O3 inlines; a call ends the vector
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 BIN = "bin"
 _TRIAL = b'extern "C" float f(float x) { return __builtin_fmaf(x, x, __builtin_floorf(x)); }\n'
 
 
 @functools.cache
 def processor() -> str:
-    """Return a name for processors that run each other's kernels: one home may serve several.
+    """Return a name for kernels that are compiled alike: one home may serve several processors.
 
     Example:
         >>> processor().startswith(platform.machine())
@@ -34,7 +42,8 @@ def processor() -> str:
     instructions = _instructions()
     if not instructions:
         return platform.machine()
-    return f"{platform.machine()}-{hashlib.sha256(instructions.encode()).hexdigest()[:8]}"
+    made_for = f"{instructions} {FLAGS}"
+    return f"{platform.machine()}-{hashlib.sha256(made_for.encode()).hexdigest()[:8]}"
 
 
 def _instructions() -> str:

@@ -17,9 +17,14 @@ pytestmark = pytest.mark.skipif(
     reason="for x86-64 with fused multiply-add and a compiler",
 )
 
-DIGEST = """
+EDGES = """
+EDGES = [0.0, -0.0, 1e-40, 0.5, 87.9, 88.0, 88.1, -87.9, -88.0, -88.1, 3e38, -3e38]
+EDGES += [float("inf"), float("-inf"), float("nan")]
+"""
+DIGEST = EDGES + """
 import mlxfn, hashlib, mlx.core as mx, numpy as np
-x = 9 * mx.random.normal((4, 33), key=mx.random.key(0))
+x = 9 * mx.random.normal((4, 133), key=mx.random.key(0))
+x = mx.concatenate([x, mx.broadcast_to(mx.array(EDGES)[:, None], (len(EDGES), 133))])
 f = mx.compile(lambda x: (mx.tanh(mx.exp(x) * 2 + x / 3) - mx.sigmoid(x), x * x + x))
 print([hashlib.sha256(np.array(part)).hexdigest() for part in f(x)])
 """
@@ -45,6 +50,17 @@ def test_kernels_for_this_processor_give_the_bits_of_kernels_for_any(tmp_path):
     assert any(b"fmaf" in text for text in texts["plain"])
     assert texts["native"]
     assert not any(b"fmaf" in text for text in texts["native"])
+
+
+def test_exponentials_are_inlined_so_that_loops_over_them_become_vectors(tmp_path):
+    """A call in a loop keeps it from being vectorised, and costs eight times the whole of it."""
+    called = b"simd3exp"  # a function of its own keeps its name in the library
+    run(DIGEST, tmp_path, MLXFN_COMPILE_CACHE="off")
+    run(DIGEST, tmp_path)
+    assert any(called in file.read_bytes() for file in tmp_path.glob("mlx/**/*.so"))
+    kernels = list((tmp_path / "mlxfn").glob("kernels-*/whole/**/*.so"))
+    assert kernels
+    assert not any(called in file.read_bytes() for file in kernels)
 
 
 def test_a_compiler_that_refuses_the_flags_is_left_alone(tmp_path, monkeypatch):
