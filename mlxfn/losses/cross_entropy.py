@@ -31,7 +31,7 @@ def cross_entropy(logits: mx.array, labels: mx.array, *, label_smoothing: float 
     # -100 must never reach the gather: an index outside [0, V) is memory-unsafe.
     safe_labels = mx.where(mask, labels, 0)
     logits = logits.astype(mx.float32)
-    normalizer = mx.logsumexp(logits, axis=-1)
+    normalizer = _log_sum_exp(logits)
     picked = mx.take_along_axis(logits, safe_labels[..., None], axis=-1).squeeze(-1)
     loss = normalizer - picked
     if label_smoothing:
@@ -40,3 +40,16 @@ def cross_entropy(logits: mx.array, labels: mx.array, *, label_smoothing: float 
     # where, not a product: a position without a label may hold inf, and inf * 0 is NaN.
     total = mx.sum(mx.where(mask, loss, 0.0))
     return Weighted(total, mx.sum(mask).astype(mx.float32))
+
+
+def _log_sum_exp(logits: mx.array) -> mx.array:
+    """Return ``log sum exp`` over the last axis of fp32 [..., V], as operations that compile.
+
+    ``mx.logsumexp`` takes an exponential at a time on a CPU, and its gradient takes them all
+    again; here they are vectorised, and the gradient is what the sum was made of.
+    """
+    peak = mx.stop_gradient(mx.max(logits, axis=-1, keepdims=True))
+    # A row of -inf, or with an inf in it: inf - inf is NaN, where inf itself is the answer.
+    peak = mx.where(mx.isfinite(peak), peak, 0.0)
+    total = mx.sum(mx.exp(logits - peak), axis=-1, keepdims=True)
+    return (mx.log(total) + peak).squeeze(-1)

@@ -62,6 +62,40 @@ def test_an_ignored_position_may_hold_anything():
     assert mx.all(mx.isfinite(grad[:, 0])).item()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e37])
+def test_logits_of_any_size_have_the_gradient_of_the_definition(scale):
+    """exp overflows from 89 on, and what is left of softmax - onehot is then inf / inf."""
+    logits = scale * mx.array([[[1.0, 2.0, 3.0], [3.0, -3.0, 0.5], [-1.0, -2.0, -3.0]]])
+    labels = mx.array([[0, 0, 2]])
+    value, grad = mx.value_and_grad(lambda x: cross_entropy(x, labels).total)(logits)
+    exact = np.array(logits).astype(np.float64)
+    share = np.exp(exact - exact.max(-1, keepdims=True))
+    share /= share.sum(-1, keepdims=True)
+    total, _ = reference(np.array(logits), np.array(labels), 0.0)
+    assert value.item() == pytest.approx(total, rel=1e-6)
+    assert np.array(grad) == pytest.approx(share - np.eye(3)[np.array(labels)], abs=1e-6)
+
+
+def test_a_class_that_is_ruled_out_takes_no_share_and_gets_no_gradient():
+    """Models rule classes out with -inf; they must be as good as absent."""
+    logits = mx.array([[[1.0, -float("inf"), 2.0, 0.5]]])
+    labels = mx.array([[2]])
+    value, grad = mx.value_and_grad(lambda x: cross_entropy(x, labels).total)(logits)
+    kept = mx.array([0, 2, 3])
+    without, rest = mx.value_and_grad(lambda x: cross_entropy(x, mx.array([[1]])).total)(
+        logits[..., kept]
+    )
+    assert value.item() == pytest.approx(without.item(), rel=1e-7)
+    assert grad[0, 0, 1].item() == 0.0
+    assert mx.allclose(grad[..., kept], rest, rtol=1e-6, atol=0).item()
+
+
+@pytest.mark.parametrize(("row", "label"), [([float("inf"), 1.0], 1), ([-float("inf"), 1.0], 0)])
+def test_an_infinite_logit_gives_an_infinite_loss_and_no_nan(row, label):
+    """The step leaves such an update out either way; a report should say which it was."""
+    assert cross_entropy(mx.array([[row]]), mx.array([[label]])).total.item() == float("inf")
+
+
 def test_bf16_logits_are_reduced_in_fp32():
     """A log-sum-exp in bf16 is off in the third digit (mlx-lm computes it so)."""
     logits = mx.random.normal((4, 64, 512), key=mx.random.key(0)).astype(mx.bfloat16)
