@@ -8,7 +8,9 @@ from typing import Literal
 import attrs
 from mlx import nn
 
+from mlxfn.device import device_kind
 from mlxfn.errors import ConfigError
+from mlxfn.models.exponentials import spell_out
 from mlxfn.models.first_layers import share_input
 from mlxfn.models.lean import lean
 from mlxfn.models.remat import first_reached, layers_to_recompute, mlps, recompute
@@ -60,6 +62,8 @@ def carry_out(execution: Execution, clone: nn.Module, slots: Mapping[str, Slot])
             got=repr(execution.lean),
             expected='"none", "mlp" or "all"',
         )
+    if device_kind() == "cpu":  # elsewhere MLX has fused kernels of its own
+        spell_out(clone, attends="all" not in (execution.remat, execution.lean))
     if execution.quantized == "unpacked":
         unpack_first(clone)
     sites = decoder_layers(clone)

@@ -74,7 +74,10 @@ def _leaning(cls: type[nn.Module]) -> type[nn.Module]:
                 return [forward(mx.stop_gradient(x), *args, **kwargs)]
 
         def activation(*outputs: mx.array) -> mx.array:
-            with given(self, names, outputs), in_place(self, {last: lambda h: h}):
+            # In a scope of its own, since its gradient is taken when the forward pass is over;
+            # without a key: every layer that may drop out has been replaced.
+            stand_in = {last: lambda h: h}
+            with keyed(None), given(self, names, outputs), in_place(self, stand_in):
                 return forward(mx.stop_gradient(x), *args, **kwargs)
 
         first = joint_outputs(x, [self[name] for name in names])
