@@ -101,16 +101,17 @@ def side(room: Path) -> dict[str, Any]:
     step = make_step(causal_lm_loss(adapter.apply), tx)
     state = init_state(adapter.params, tx)
     batches = np.load(room / "batches.npz")
-    losses, times = [], []
+    losses, times, cpu_times = [], [], []
     ready = time.perf_counter() - begin
     for number in range(settings["updates"]):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         names = [f"{name}{number}" for name in Batch._fields]
         state, metrics = step(state, Batch(*(mx.array(batches[name]) for name in names)))
         mx.eval(tree.lower(state), metrics)
         losses.append(float(metrics.loss))
         times.append(time.perf_counter() - start)
-    return {"losses": losses, "times": times, "ready_s": ready}
+        cpu_times.append(time.process_time() - cpu_start)
+    return {"losses": losses, "times": times, "cpu_times": cpu_times, "ready_s": ready}
 
 
 def report(
@@ -120,18 +121,22 @@ def report(
     truth = runs["mlxfn"][0][1]["losses"]
     rows = []
     for name, all_ in runs.items():
-        updates = [1e3 * statistics.median(said["times"]) for _, said in all_]
+        updates, cpu = (
+            [1e3 * statistics.median(said[kind]) for _, said in all_]
+            for kind in ("times", "cpu_times")
+        )
         apart = max(
             abs(a / b - 1) for _, said in all_ for a, b in zip(said["losses"], truth, strict=True)
         )
         rows.append([
-            name, common.spread(updates, 2), common.spread(taken.wall_s for taken, _ in all_),
+            name, common.spread(updates, 2), common.spread(cpu, 2),
+            common.spread(taken.wall_s for taken, _ in all_),
             common.spread(taken.cpu_s for taken, _ in all_),
             f"{statistics.median(said['ready_s'] for _, said in all_):.1f}",
             f"{max(taken.resident_mb for taken, _ in all_):.0f}",
             f"{all_[0][1]['losses'][0]:.6f}", f"{all_[0][1]['losses'][-1]:.6f}", f"{apart:.1e}",
         ])  # fmt: skip
-    heads = ["", "ms an update", "wall s of the process", "CPU s", "ready after s", "resident MB",
+    heads = ["", "ms an update", "CPU ms an update", "wall s of the process", "CPU s", "ready after s", "resident MB",
              "first loss", "last loss", "largest relative difference"]  # fmt: skip
     title = (
         f"the embedded Llama in fp32, {options.updates} updates of {options.batch_size} rows, LoRA "

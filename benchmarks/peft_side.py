@@ -37,10 +37,10 @@ def main(room: Path) -> dict[str, Any]:
         trained, lr=settings["rate"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
     )
     batches = np.load(room / "batches.npz")
-    losses, times = [], []
+    losses, times, cpu_times = [], [], []
     ready = time.perf_counter() - begin
     for number in range(settings["updates"]):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         tokens = torch.from_numpy(batches[f"tokens{number}"]).long()
         labels = torch.from_numpy(batches[f"labels{number}"]).long()
         mask = torch.from_numpy(batches[f"segments{number}"]).long().clamp(max=1)
@@ -51,7 +51,8 @@ def main(room: Path) -> dict[str, Any]:
         optimizer.step()
         losses.append(float(loss.detach()))
         times.append(time.perf_counter() - start)
-    return {"losses": losses, "times": times, "ready_s": ready}
+        cpu_times.append(time.process_time() - cpu_start)
+    return {"losses": losses, "times": times, "cpu_times": cpu_times, "ready_s": ready}
 
 
 def start_alike(model: Any, start: Any, torch: Any) -> None:
