@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from mlxfn import blas, memory, monitors, scheduling
+from mlxfn import blas, memory, monitors
 from mlxfn.config import Config
 from mlxfn.data.cursor import Loader
 from mlxfn.data.encode import EncodeOptions
@@ -140,8 +140,6 @@ def assemble(config: Config, decided: Execution | None = None) -> Job:
 def load_base(config: Config) -> Model:
     """Load the base model that the configuration names."""
     settings = config.model
-    if config.memory.budget_gb != "auto":
-        scheduling.keep_close()
     model = load_model(
         locate(settings.path, "model"),
         revision=settings.revision,

@@ -14,6 +14,9 @@ from mlxfn.memory import GB, Readings
 
 ROOM = 0.9
 """Share of the memory that is there which a run without a budget may use."""
+LIMIT = 0.96
+"""Share of the budget up to which the CPU runs ahead: what is needed at once passes it (0.25 GB for
+an update of a 7 B model)."""
 NEAR = 0.9
 """Share of the budget from which on a peak is told."""
 CACHE_SHARE = 0.9
@@ -53,10 +56,11 @@ def limits_for(budget_gb: float, *, before: Limits, recommended: int = 0) -> Lim
 
     Example:
         >>> limits_for(8.0, before=Limits(memory=20 * 10**9, cache=10**9, wired=0))
-        Limits(memory=8000000000, cache=1000000000, wired=0)
+        Limits(memory=7680000000, cache=1000000000, wired=0)
     """
     budget = int(budget_gb * GB)
-    return Limits(min(before.memory, budget), min(before.cache, budget), min(recommended, budget))
+    ahead = int(LIMIT * budget)
+    return Limits(min(before.memory, ahead), min(before.cache, budget), min(recommended, budget))
 
 
 def should_clear(now: Readings, budget_gb: float) -> bool:

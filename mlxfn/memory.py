@@ -121,6 +121,7 @@ class Workload:
         unpacked: Whether quantized weights are unpacked for their products.
         run_ahead: Bytes of arrays that the CPU makes before the device is done with others.
         data_tokens: Tokens of the data set, on the host.
+        low_rank: Inputs and outputs of all layers with a low-rank update, added up.
     """
 
     base_bytes: int
@@ -136,6 +137,7 @@ class Workload:
     unpacked: bool = False
     run_ahead: int = 0
     data_tokens: int = 0
+    low_rank: int = 0
 
     @property
     def tokens(self) -> int:

@@ -248,6 +248,7 @@ def workload(
         unpacked=route == "unpacked" and any(map(is_quantized, model.module.modules())),
         run_ahead=0 if kind == "cpu" else run_ahead_bytes(widest),
         data_tokens=data_tokens,
+        low_rank=0 if config.adapter.kind == "full" else trainable // config.adapter.rank,
     )
 
 

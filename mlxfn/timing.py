@@ -19,7 +19,8 @@ _PROBE = {"cpu": (256, 1 << 24), "metal": (1024, 1 << 24), "cuda": (4096, 1 << 2
 # What the parts of a step reach of the speed of a plain product or copy, fitted to a step of a
 # 7 B model: attention's forward and backward kernels, and passes over each kept activation.
 _ATTENTION = 0.4
-_PASSES = 11
+_PASSES = 5
+_RANK = 16  # of the narrow product that is timed
 
 
 @attrs.frozen
@@ -30,11 +31,13 @@ class Rates:
         product: Floating-point operations per second of a dense product.
         bandwidth: Bytes per second that an elementwise operation reads and writes.
         unpacking: Weights per second that are unpacked; infinite where none is.
+        low_rank: Values per second that a product with a low-rank matrix reads.
     """
 
     product: float
     bandwidth: float
     unpacking: float = float("inf")
+    low_rank: float = float("inf")
 
 
 @functools.cache
@@ -53,8 +56,9 @@ def rates(dtype: str, bits: int | None = None) -> Rates:
     rows, values = _PROBE[device_kind()]
     a = mx.random.normal((rows, rows), dtype=kind, key=mx.random.key(0))
     b = mx.random.normal((rows, rows), dtype=kind, key=mx.random.key(1))
+    narrow = mx.contiguous(b[:, :_RANK])
     flat = mx.zeros((values,), kind)
-    mx.eval(a, b, flat)
+    mx.eval(a, b, narrow, flat)
     unpacking = float("inf")
     if bits:
         packed = mx.quantize(b, 64, bits)
@@ -64,6 +68,7 @@ def rates(dtype: str, bits: int | None = None) -> Rates:
         product=2 * rows**3 / seconds_of(lambda: a @ b),
         bandwidth=2 * flat.nbytes / seconds_of(lambda: flat + 1),
         unpacking=unpacking,
+        low_rank=rows**2 / seconds_of(lambda: a @ narrow),
     )
 
 
@@ -99,7 +104,8 @@ def predict_seconds(
     Products with the weights: 2 operations for each weight and token in the forward pass, 2
     more in the backward pass, another 2 where the weights themselves have gradients, and again
     those that are recomputed. Attention over half of all pairs of positions. Elementwise work
-    by the bytes of the activations, and quantized weights that are unpacked for each product.
+    by the bytes of the activations, the three products of a low-rank update by the inputs and
+    outputs they read, and quantized weights that are unpacked for each product.
 
     Args:
         shape: Sizes of the decoder.
@@ -133,5 +139,6 @@ def predict_seconds(
         + forward * repeats / (_ATTENTION * speeds.product)
         + elementwise / speeds.bandwidth
         + unpacked / speeds.unpacking
+        + 3.0 * work.tokens * work.low_rank / speeds.low_rank
     )
     return once * work.accumulation

@@ -83,7 +83,7 @@ def test_the_limits_hold_in_the_block_and_are_put_back_after_it():
     before = limits()
     with governed(0.25) as watching:
         assert watching.budget_gb == 0.25
-        assert limits() == (250 * MB, min(before[1], 250 * MB))
+        assert limits() == (240 * MB, min(before[1], 250 * MB))
     assert limits() == before
     with pytest.raises(KeyError), governed(0.25):
         raise KeyError
@@ -95,10 +95,12 @@ def test_without_a_budget_nearly_all_that_is_there_may_be_used(monkeypatch):
     before = limits()
     with governed("auto") as watching:
         assert watching.budget_gb == governor.ROOM * memory.device_memory_gb()
-        assert limits()[0] == min(before[0], int(watching.budget_gb * memory.GB))
+        assert limits()[0] == min(
+            before[0], int(governor.LIMIT * int(watching.budget_gb * memory.GB))
+        )
     monkeypatch.setattr(memory, "device_memory_gb", lambda: 2.0)  # a small container
     with governed("auto"):
-        assert limits()[0] == 1800 * MB
+        assert limits()[0] == 1728 * MB
     assert limits() == before
 
 
