@@ -137,6 +137,7 @@ def _encoded(
         return _at_once(name, reader, tokenizer, options)
     settings = {**attrs.asdict(options), "split": name, "part": reader.part}
     try:
+        reader.look_at_beginnings()
         content = reader.content(folder)
     except OSError:  # reading the rows says what is wrong, and where
         return _at_once(name, reader, tokenizer, options)

@@ -55,6 +55,16 @@ class Reader:
             where = ", ".join(str(path) for path in self.files) or (self.data and self.data.name)
             raise DataError("the data set is empty", where=where, expected="at least one row")
 
+    def look_at_beginnings(self) -> None:
+        """Read the first line of each file of text, before whole files are hashed for nothing.
+
+        Raises:
+            DataError: A file cannot be read, or has no line ends.
+        """
+        for path in self.files:
+            if path.suffix != ".parquet" and path.is_file():
+                next(scan_records(path), None)
+
     def content(self, folder: Path) -> str:
         """Return what identifies the rows; the hashes of files are remembered in a folder."""
         return self.data.fingerprint if self.data else content_of(self.files, folder / "contents")

@@ -77,6 +77,16 @@ def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path, packed):
     tracemalloc.stop()
 
 
+def test_a_file_without_line_ends_is_refused_before_it_is_hashed(tmp_path, monkeypatch):
+    """A gigabyte takes seconds to hash, for the name of a store that is never made."""
+    path = tmp_path / "train.jsonl"
+    with path.open("wb") as file:
+        file.truncate(LONGEST_LINE + 1)
+    monkeypatch.setattr("mlxfn.data.readers.content_of", pytest.fail)
+    with pytest.raises(DataError, match="too long for one row"):
+        encode_splits(path, wrapped("plain"), cache=tmp_path / "cache")
+
+
 def test_a_file_that_loses_its_end_while_it_is_read_is_refused(tmp_path):
     """Half a data set would train without a word."""
     path = write_jsonl(tmp_path / "train.jsonl", [{"text": "row" * 9}] * 100_000)
