@@ -153,6 +153,20 @@ def test_every_module_has_its_room(path):
     assert path.name == "__init__.py" or room_of(module_of(path)), "add it to LEVELS"
 
 
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=module_of)
+def test_the_page_of_the_rooms_has_every_module_at_its_level(path):
+    """Whoever looks for a place reads that page, and a list that nothing checks goes stale."""
+    module = module_of(path)
+    if path.name == "__init__.py":
+        return
+    page = (ROOT / "docs" / "explanation" / "rooms.md").read_text(encoding="utf-8")
+    sections = {text.partition("\n")[0].lower(): text for text in page.split("\n## ")}
+    room = room_of(module) or ""
+    shown = room if room == "testing" else module
+    level = NAMES[LEVEL_OF[room]]
+    assert f"`{shown}`" in sections[level], f"name it in docs/explanation/rooms.md, {level}"
+
+
 @pytest.mark.parametrize(
     "path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda path: path.name
 )
