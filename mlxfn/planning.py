@@ -31,9 +31,9 @@ CHUNK = 1024
 MOMENTS = {"sgd": 0, "lion": 1, "muon": 1, "adafactor": 0}
 """Values an optimizer keeps for each trainable one, where it is not two."""
 
-# Buffers of work that MLX lets a device have before the CPU waits, and arrays of the widest kind
-# that are alive besides; fitted to peaks on an H200.
-_BUFFERS, _WIDE, _NARROWEST = 10, 16, 100 << 20
+# Buffers of work that a device has when the CPU waits, and weights that are unpacked by then; fitted
+# to peaks on an H200.
+_BUFFERS, _DENSE = 9, 9
 
 _PARTS = {
     "q_proj": "attention",
@@ -232,7 +232,8 @@ def workload(
     tokens = batch_size * config.data.max_seq_length
     value = 4 if compute_dtype(model.module) == "float32" else 2
     kind = device_kind()
-    widest = tokens * shape.intermediate * value
+    unpacked = route == "unpacked" and any(map(is_quantized, model.module.modules()))
+    dense = shape.hidden * shape.intermediate * value if unpacked else 0
     return Workload(
         base_bytes=model.nbytes(),
         trainable=trainable,
@@ -245,20 +246,20 @@ def workload(
         chunk=CHUNK if tokens * shape.vocab >= LARGE_LOGITS else 0,
         # cuDNN has one; on Metal and on a CPU the gradient goes through all probabilities.
         fused_attention=kind == "cuda" and value == 2,
-        unpacked=route == "unpacked" and any(map(is_quantized, model.module.modules())),
-        run_ahead=0 if kind == "cpu" else run_ahead_bytes(widest),
+        unpacked=unpacked,
+        run_ahead=0 if kind == "cpu" else run_ahead_bytes(dense),
         data_tokens=data_tokens,
         low_rank=0 if config.adapter.kind == "full" else trainable // config.adapter.rank,
     )
 
 
-def run_ahead_bytes(widest: int) -> int:
+def run_ahead_bytes(dense: int) -> int:
     """Return what the CPU makes before the device is done with what was there.
 
     Args:
-        widest: Bytes of the widest activation of a micro-batch.
+        dense: Bytes of the largest weight that is unpacked for its products; 0 where none is.
     """
-    return _BUFFERS * (mb_per_buffer() << 20) + _WIDE * max(widest, _NARROWEST)
+    return _BUFFERS * (mb_per_buffer() << 20) + _DENSE * dense
 
 
 def trained(config: Config, model: Model) -> tuple[int, frozenset[str]]:
