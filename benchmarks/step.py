@@ -33,19 +33,25 @@ ROWS: list[dict[str, Any]] = [
     {"system": "mlxfn"},
     {"system": "mlx-lm", "targets": "all-linear"},
     {"system": "mlxfn", "targets": "all-linear"},
-    {"system": "mlxfn", "lean": "all", "remat": "all"},
     {"system": "mlx-lm", "bits": 4},
     {"system": "mlxfn", "bits": 4},
     {"system": "mlx-lm", "bits": 4, "remat": "all"},
     {"system": "mlxfn", "bits": 4, "budget": 8.0},
     {"system": "mlxfn", "bits": 4, "budget": 14.0},
+    {"system": "mlxfn", "bits": 4, "targets": "all-linear", "lean": "all", "remat": "all"},
+    {"system": "mlxfn", "bits": 8, "remat": "mlp"},
+    {"system": "mlxfn", "lean": "all", "remat": "all"},
+    {"system": "mlxfn", "lean": "all", "batch_size": 4, "length": 1024},
+    {"system": "mlxfn", "shape": "1b"},
+    {"system": "mlxfn", "shape": "1b", "remat": "all"},
+    {"system": "mlxfn", "shape": "1b", "targets": "all-linear", "batch_size": 4},
 ]
 QUICK: list[dict[str, Any]] = [
     {"system": "mlx-lm", "bits": 4},
     {"system": "mlxfn", "bits": 4, "budget": 8.0},
 ]
 HEADS = (
-    "system", "bits", "targets", "recompute", "lean", "ms", "tokens/s", "peak GB",
+    "model", "batch", "system", "bits", "targets", "recompute", "lean", "ms", "tokens/s", "peak GB",
     "predicted GB", "predicted ms", "loss after",
 )  # fmt: skip
 
@@ -68,7 +74,7 @@ def main() -> None:
     rows = ROWS
     if options.quick:
         given, rows = {"shape": "tiny", "batch_size": 2, "length": 16}, QUICK
-    print(f"{given['batch_size']} x {given['length']} tokens, LoRA rank 16, {given['shape']}\n")
+    print("one update, LoRA rank 16\n")
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
     # A folder of their own for kernels, so that neither side finds what the other compiled.
     with tempfile.TemporaryDirectory() as room:
@@ -94,6 +100,8 @@ def cells(spec: dict[str, Any], found: dict[str, Any]) -> list[str]:
     predicted = [f"{found[name]:.{digits}f}" if name in found else ""
                  for name, digits in (("predicted_gb", 2), ("predicted_ms", 0))]  # fmt: skip
     return [
+        spec["shape"],
+        f"{spec['batch_size']} x {spec['length']}",
         spec["system"] + budget,
         str(spec.get("bits", 16)),
         spec.get("targets", "q, v"),
