@@ -143,3 +143,13 @@ def test_a_model_without_a_body_gives_none(llama):
     """The whole is then computed with full logits."""
     bare = lora(Model(llama.module.model, vocab_size=400))
     assert split_head(bare) is None
+
+
+def test_the_head_of_some_rows_copies_no_logits(llama, tmp_path):
+    """An index into them would gather all, and scatter their gradient."""
+    split = split_head(adapter := lora(llama))
+    path = tmp_path / "head.dot"
+    with path.open("w") as file:
+        mx.export_to_dot(file, split.head(adapter.params, mx.ones((3, HIDDEN))))
+    assert "Matmul" in path.read_text()
+    assert "Gather" not in path.read_text()

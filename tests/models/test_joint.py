@@ -110,3 +110,15 @@ def test_the_input_is_read_once_for_all_low_rank_parts(tmp_path):
     layers = layers_of("adapted")
     apart = products(one_by_one, layers, tmp_path)
     assert products(joint_outputs, layers, tmp_path) == apart - 3 * 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "adapted"])
+def test_a_single_layer_is_joint_with_none(kind):
+    """Models that keep queries, keys and values in one matrix have one layer to their input."""
+    layers = layers_of(kind)[:1]
+    cotangent = [mx.random.normal((2, 3, SIZES[0]), key=mx.random.key(1))]
+    ours, theirs = (
+        mx.vjp(lambda x, call=call: call(x, layers), [X], cotangent)
+        for call in (joint_outputs, one_by_one)
+    )
+    assert_near([*ours[0], *ours[1]], [*theirs[0], *theirs[1]])

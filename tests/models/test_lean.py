@@ -111,3 +111,29 @@ def test_an_elementwise_activation_is_found_and_attention_is_none(model_of):
         layer = lora(model_of(kind), lean="all").module.layers[0]
         behind = [vars(layer[name])["_mlxfn_last"] for name in ("mlp", "self_attn")]
         assert behind == ["down_proj", None], kind
+
+
+class Mixing(nn.Module):
+    """Positions see those before them between the first layers and the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def __call__(self, x):
+        return self.down(mx.cumsum(self.gate(x), axis=1) * self.up(x))
+
+
+class Scaled(Mixing):
+    """Something comes behind the last layer."""
+
+    def __call__(self, x):
+        return 2 * self.down(self.gate(x) * self.up(x))
+
+
+@pytest.mark.parametrize("kind", [Mixing, Scaled])
+def test_what_is_not_elementwise_up_to_the_last_layer_runs_again_as_a_whole(kind):
+    """It is lean all the same; only its gradients are not taken apart."""
+    block = kind()
+    assert lean(block)
+    assert vars(block)["_mlxfn_last"] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import mlx.core as mx
 import pytest
 
@@ -70,3 +72,17 @@ def test_large_arrays_stay_as_they_are():
     packed = layout.pack(params)
     assert {name: leaf.size for name, leaf in packed.items()} == {"_vector": 7, "large": 100}
     assert same_bits(layout.unpack(packed, like=params), params)
+
+
+@pytest.mark.parametrize(
+    ("device", "tx", "count"),
+    [("cpu", TX, 0), ("metal", TX, 1), ("cuda", TX, 1), ("cuda", muon(0.1), 0)],
+)
+def test_a_gpu_takes_elementwise_updates_flat_and_a_cpu_none(monkeypatch, device, tx, count):
+    """A kernel starts at once on a CPU; there the copies are all that is left."""
+    module, calls = import_module("mlxfn.step"), []
+    monkeypatch.setattr(module, "device_kind", lambda: device)
+    flat = module.apply_flat
+    monkeypatch.setattr(module, "apply_flat", lambda *args: calls.append(1) or flat(*args))
+    make_step(LOSS, tx, compiled=False)(init_state(toy_params(), tx), ragged_batch())
+    assert len(calls) == count
